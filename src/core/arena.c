@@ -1,0 +1,43 @@
+#include "core/arena.h"
+
+void *arena_take(arena *a, int64_t count, size_t size)
+{
+    size_t bytes = 0;
+    size_t end = 0;
+    if (__builtin_mul_overflow((size_t)count, size, &bytes) || __builtin_add_overflow(bytes, ARENA_ALIGN - 1, &bytes) ||
+        __builtin_add_overflow(a->used, bytes & ~(size_t)(ARENA_ALIGN - 1), &end)) {
+        a->used = a->peak = SIZE_MAX;
+        return NULL;
+    }
+    void *p = a->base == NULL ? NULL : a->base + a->used;
+    a->used = end;
+    if (end > a->peak)
+        a->peak = end;
+    return p;
+}
+
+nsa_status op_workspace(op_fn *op, const void *problem, size_t *bytes)
+{
+    NSA_REQUIRE(bytes != NULL, "bytes is NULL");
+    arena count = {NULL, 0, 0};
+    op(problem, &count);
+    /* Any address may be given: room to align it. */
+    if (__builtin_add_overflow(count.peak, count.peak == 0 ? 0 : ARENA_ALIGN - 1, bytes))
+        return nsa_fail(NSA_ERR_INVALID_ARGUMENT, "the problem is too large: its workspace passes SIZE_MAX bytes");
+    return NSA_OK;
+}
+
+nsa_status op_run(op_fn *op, const void *problem, void *workspace, size_t workspace_bytes)
+{
+    size_t bytes = 0;
+    NSA_TRY(op_workspace(op, problem, &bytes));
+    if (bytes > workspace_bytes)
+        return nsa_fail(NSA_ERR_WORKSPACE, "workspace_bytes is %zu, needed are %zu", workspace_bytes, bytes);
+    NSA_REQUIRE(bytes == 0 || workspace != NULL, "workspace is NULL, needed are %zu bytes", bytes);
+    /* An operation that needs no workspace still has to run, so its arena must not look like one that counts. */
+    static char nothing[1];
+    char *base = bytes == 0 ? nothing : (char *)(((uintptr_t)workspace + ARENA_ALIGN - 1) & ~(uintptr_t)(ARENA_ALIGN - 1));
+    arena a = {base, 0, 0};
+    op(problem, &a);
+    return NSA_OK;
+}

@@ -1,0 +1,44 @@
+/*
+ * The caller's workspace, carved into buffers. The same code counts and carves: with base = NULL nothing is handed out
+ * and `used` grows to what a run needs, so a size query and a run cannot disagree.
+ */
+#ifndef NSA_CORE_ARENA_H
+#define NSA_CORE_ARENA_H
+
+#include "core/status.h"
+
+#include <stdbool.h>
+
+enum { ARENA_ALIGN = 64 }; /* a cache line, and the widest vector */
+
+typedef struct arena {
+    char *base;      /* NULL: count only */
+    size_t used;     /* SIZE_MAX once a size has overflowed */
+    size_t peak;     /* the most that was ever used */
+} arena;
+
+static inline bool arena_counts(const arena *a)
+{
+    return a->base == NULL;
+}
+
+/* count elements of `size` bytes, 64-byte aligned, not cleared. NULL when counting. */
+void *arena_take(arena *a, int64_t count, size_t size);
+
+/* Gives back all that was taken since used was `mark`: steps that follow each other share their scratch. */
+static inline void arena_release(arena *a, size_t mark)
+{
+    if (a->used != SIZE_MAX)
+        a->used = mark;
+}
+
+/* What an operation is: carves its workspace from `ws`, and unless ws counts, runs. It cannot fail: all was checked. */
+typedef void op_fn(const void *problem, arena *ws);
+
+/* Bytes that op takes on problem; a size past SIZE_MAX is an error. */
+nsa_status op_workspace(op_fn *op, const void *problem, size_t *bytes);
+
+/* Counts, compares with workspace_bytes, runs. */
+nsa_status op_run(op_fn *op, const void *problem, void *workspace, size_t workspace_bytes);
+
+#endif

@@ -1,0 +1,38 @@
+/* Checks of batches and tensors: all that the host can see, before anything is written. */
+#ifndef NSA_CORE_CHECK_H
+#define NSA_CORE_CHECK_H
+
+#include "core/status.h"
+
+#include <stdbool.h>
+
+nsa_status check_batch(const nsa_batch *batch);
+
+/* The extent of a tensor: which tokens, heads, channels. */
+typedef struct extent {
+    int32_t n_seqs;
+    int64_t total;      /* rows of a packed tensor */
+    int64_t max_seqlen; /* rows of a sequence of a padded one */
+    int32_t n_heads;
+    int32_t d;
+} extent;
+
+extent extent_q(const nsa_config *cfg, const nsa_batch *batch, int32_t d);               /* n_heads_q heads */
+extent extent_k(const nsa_config *cfg, const nsa_batch *batch, int32_t d);               /* n_heads_kv heads */
+extent extent_cmp(const nsa_config *cfg, const nsa_batch *batch, int32_t d);             /* compressed rows */
+extent extent_slc_idx(const nsa_config *cfg, const nsa_batch *batch);
+
+/* name as the caller knows it ("args.q"). An output must not overlap itself. dtype -1: f32, bf16, f16 or f64. */
+nsa_status check_input(const char *name, const nsa_tensor *t, extent e, int dtype);
+nsa_status check_output(const char *name, const nsa_tensor *t, extent e, int dtype);
+
+/* lse and gate: f32 (f64 if dtype is f64) and f32 or dtype. */
+nsa_dtype lse_dtype(nsa_dtype dtype);
+nsa_status check_gate(const char *name, const nsa_tensor *t, extent e, nsa_dtype dtype, bool output);
+
+/* n_heads_kv and block sizes of cfg; writes nothing to phi. name: "args.phi". grad: the struct that takes gradients of
+ * `of`. */
+nsa_status check_phi(const char *name, const nsa_phi *phi, nsa_dtype tokens);
+nsa_status check_dphi(const char *name, const nsa_phi *dphi, const nsa_phi *of);
+
+#endif

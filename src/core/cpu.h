@@ -1,0 +1,14 @@
+/* What instruction sets the CPU has and the OS lets us use. */
+#ifndef NSA_CORE_CPU_H
+#define NSA_CORE_CPU_H
+
+#include "core/status.h"
+
+enum {
+    CPU_AVX2 = 1 << 0 /* AVX2, FMA and F16C, which no AVX2 machine lacks */
+};
+
+/* The features less those named in NSA_DISABLE_CPU ("avx2,..."); an unknown name there is an error. */
+nsa_status cpu_features(uint32_t *features);
+
+#endif

@@ -1,0 +1,24 @@
+#include "simd/simd.h"
+
+#include <stddef.h>
+
+extern const simd_kernels simd_scalar;
+#if defined(__x86_64__)
+extern const simd_kernels simd_avx2;
+#endif
+
+const simd_kernels *const simd_table[] = {
+#if defined(__x86_64__)
+    &simd_avx2,
+#endif
+    &simd_scalar,
+    NULL,
+};
+
+const simd_kernels *simd_choose(uint32_t features)
+{
+    int i = 0;
+    while ((simd_table[i]->needs & ~features) != 0)
+        i++;
+    return simd_table[i];
+}
