@@ -104,6 +104,6 @@ void dtype_store_row(void *dst, nsa_dtype t, const float *src, int64_t n)
         for (int64_t i = 0; i < n; i++)
             h[i] = f32_to_f16(src[i]);
     } else {
-        memcpy(dst, src, (size_t)n * sizeof *dst);
+        memcpy(dst, src, (size_t)n * sizeof *src);
     }
 }
