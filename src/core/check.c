@@ -128,6 +128,15 @@ nsa_status check_output(const char *name, const nsa_tensor *t, extent e, int dty
     return check_tensor(name, t, e, dtype, true);
 }
 
+nsa_status check_distinct(const named_output *outputs, int n)
+{
+    for (int i = 0; i < n; i++)
+        for (int j = i + 1; j < n; j++)
+            NSA_REQUIRE(outputs[i].data == NULL || outputs[i].data != outputs[j].data,
+                        "%s and %s are the same memory, outputs must be distinct", outputs[i].name, outputs[j].name);
+    return NSA_OK;
+}
+
 nsa_dtype lse_dtype(nsa_dtype dtype)
 {
     return dtype == NSA_F64 ? NSA_F64 : NSA_F32;

@@ -26,6 +26,14 @@ extent extent_slc_idx(const nsa_config *cfg, const nsa_batch *batch);
 nsa_status check_input(const char *name, const nsa_tensor *t, extent e, int dtype);
 nsa_status check_output(const char *name, const nsa_tensor *t, extent e, int dtype);
 
+/* Outputs of one call must be distinct: the first two of n equal (and not NULL) pointers are an error. */
+typedef struct named_output {
+    const char *name;
+    const void *data;
+} named_output;
+
+nsa_status check_distinct(const named_output *outputs, int n);
+
 /* lse and gate: f32 (f64 if dtype is f64) and f32 or dtype. */
 nsa_dtype lse_dtype(nsa_dtype dtype);
 nsa_status check_gate(const char *name, const nsa_tensor *t, extent e, nsa_dtype dtype, bool output);
