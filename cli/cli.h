@@ -1,0 +1,17 @@
+/* What the commands of `nsa` share. A command parses its flags with args.h and returns the exit code. */
+#ifndef CLI_CLI_H
+#define CLI_CLI_H
+
+enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
+
+int cmd_train(int argc, char **argv);
+int cmd_generate(int argc, char **argv);
+int cmd_eval(int argc, char **argv);
+int cmd_map(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
+int cmd_info(int argc, char **argv);
+
+/* "nsa: ..." as one line on stderr, whatever the text holds; returns CLI_FAILED: `return cli_fail("%s: ...", path);` */
+int cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+#endif

@@ -1,0 +1,61 @@
+/* nsa: trains, runs, measures and shows small language models with Native Sparse Attention. */
+#include "cli/cli.h"
+
+#include <nsa.h>
+
+#include <stdio.h>
+#include <string.h>
+
+typedef struct command {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help;
+} command;
+
+static const command commands[] = {
+    {"info", cmd_info, "show the version, the devices and the kernels chosen"},
+};
+enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
+
+static void print_usage(FILE *out)
+{
+    fputs("usage: nsa COMMAND [--flag value ...]\n\n", out);
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+    fputs("\nnsa COMMAND --help lists the flags of a command; nsa --version prints the version.\n", out);
+}
+
+/* Output that could not be written (a full disk behind a redirection) is a failure like any other. */
+static int flushed(int exit_code)
+{
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        perror("nsa: standard output");
+        return exit_code != CLI_OK ? exit_code : CLI_FAILED;
+    }
+    return exit_code;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_usage(stderr);
+        return CLI_USAGE;
+    }
+    const char *name = argv[1];
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+        print_usage(stdout);
+        return flushed(CLI_OK);
+    }
+    if (strcmp(name, "--version") == 0) {
+        printf("nsa %s\n", nsa_version());
+        return flushed(CLI_OK);
+    }
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (strcmp(name, commands[i].name) == 0)
+            return flushed(commands[i].run(argc - 1, argv + 1));
+    fprintf(stderr, "nsa: unknown command '%s', allowed:", name);
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(stderr, " %s", commands[i].name);
+    fputc('\n', stderr);
+    return CLI_USAGE;
+}
