@@ -2,35 +2,53 @@
 #include "core/config.h"
 #include "core/dtype.h"
 
-static nsa_status check_cu_seqlens(const char *side, const int32_t *cu, int32_t n_seqs, int64_t total,
-                                   int32_t max_seqlen)
+nsa_status check_cu_seqlens(const char *name, const char *total_name, const int32_t *cu, int32_t n_seqs, int64_t total)
 {
-    NSA_REQUIRE(total >= 0 && total <= INT32_MAX, "batch.total_%s is %lld, must be 0 .. 2^31-1", side, (long long)total);
-    NSA_REQUIRE(max_seqlen >= 0, "batch.max_seqlen_%s is %d, must be >= 0", side, max_seqlen);
+    NSA_REQUIRE(total >= 0 && total <= INT32_MAX, "%s is %lld, must be 0 .. 2^31-1", total_name, (long long)total);
     if (n_seqs == 0) {
-        NSA_REQUIRE(total == 0, "batch.total_%s is %lld, must be 0 without sequences", side, (long long)total);
+        NSA_REQUIRE(total == 0, "%s is %lld, must be 0 without sequences", total_name, (long long)total);
         return NSA_OK;
     }
-    NSA_REQUIRE(cu != NULL, "batch.cu_seqlens_%s is NULL", side);
-    NSA_REQUIRE((uintptr_t)cu % sizeof *cu == 0, "batch.cu_seqlens_%s is not aligned to 4 bytes", side);
-    NSA_REQUIRE(cu[0] == 0, "batch.cu_seqlens_%s[0] is %d, must be 0", side, cu[0]);
-    for (int32_t s = 0; s < n_seqs; s++) {
-        NSA_REQUIRE(cu[s + 1] >= cu[s], "batch.cu_seqlens_%s[%d] is %d, must not be below the entry before it, %d", side,
-                    s + 1, cu[s + 1], cu[s]);
-        NSA_REQUIRE(cu[s + 1] - cu[s] <= max_seqlen,
-                    "batch.max_seqlen_%s is %d, but sequence %d has %d tokens", side, max_seqlen, s, cu[s + 1] - cu[s]);
-    }
-    NSA_REQUIRE(cu[n_seqs] == total, "batch.cu_seqlens_%s[%d] is %d, must equal batch.total_%s = %lld", side, n_seqs,
-                cu[n_seqs], side, (long long)total);
+    NSA_REQUIRE(cu != NULL, "%s is NULL", name);
+    NSA_REQUIRE((uintptr_t)cu % sizeof *cu == 0, "%s is not aligned to 4 bytes", name);
+    NSA_REQUIRE(cu[0] == 0, "%s[0] is %d, must be 0", name, cu[0]);
+    for (int32_t s = 0; s < n_seqs; s++)
+        NSA_REQUIRE(cu[s + 1] >= cu[s], "%s[%d] is %d, must not be below the entry before it, %d", name, s + 1,
+                    cu[s + 1], cu[s]);
+    NSA_REQUIRE(cu[n_seqs] == total, "%s[%d] is %d, must equal %s = %lld", name, n_seqs, cu[n_seqs], total_name,
+                (long long)total);
     return NSA_OK;
+}
+
+static nsa_status check_max_seqlen(const char *name, int32_t max_seqlen, const int32_t *cu, int32_t n_seqs)
+{
+    NSA_REQUIRE(max_seqlen >= 0, "%s is %d, must be >= 0", name, max_seqlen);
+    for (int32_t s = 0; s < n_seqs; s++)
+        NSA_REQUIRE(cu[s + 1] - cu[s] <= max_seqlen, "%s is %d, but sequence %d has %d tokens", name, max_seqlen, s,
+                    cu[s + 1] - cu[s]);
+    return NSA_OK;
+}
+
+nsa_status check_batch_q(const nsa_batch *b)
+{
+    NSA_REQUIRE(b != NULL, "batch is NULL");
+    NSA_REQUIRE(b->n_seqs >= 0, "batch.n_seqs is %d, must be >= 0", b->n_seqs);
+    NSA_TRY(check_cu_seqlens("batch.cu_seqlens_q", "batch.total_q", b->cu_seqlens_q, b->n_seqs, b->total_q));
+    return check_max_seqlen("batch.max_seqlen_q", b->max_seqlen_q, b->cu_seqlens_q, b->n_seqs);
+}
+
+nsa_status check_batch_k(const nsa_batch *b)
+{
+    NSA_REQUIRE(b != NULL, "batch is NULL");
+    NSA_REQUIRE(b->n_seqs >= 0, "batch.n_seqs is %d, must be >= 0", b->n_seqs);
+    NSA_TRY(check_cu_seqlens("batch.cu_seqlens_k", "batch.total_k", b->cu_seqlens_k, b->n_seqs, b->total_k));
+    return check_max_seqlen("batch.max_seqlen_k", b->max_seqlen_k, b->cu_seqlens_k, b->n_seqs);
 }
 
 nsa_status check_batch(const nsa_batch *b)
 {
-    NSA_REQUIRE(b != NULL, "batch is NULL");
-    NSA_REQUIRE(b->n_seqs >= 0, "batch.n_seqs is %d, must be >= 0", b->n_seqs);
-    NSA_TRY(check_cu_seqlens("q", b->cu_seqlens_q, b->n_seqs, b->total_q, b->max_seqlen_q));
-    return check_cu_seqlens("k", b->cu_seqlens_k, b->n_seqs, b->total_k, b->max_seqlen_k);
+    NSA_TRY(check_batch_q(b));
+    return check_batch_k(b);
 }
 
 extent extent_q(const nsa_config *cfg, const nsa_batch *b, int32_t d)
