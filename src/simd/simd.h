@@ -8,10 +8,10 @@
 #ifndef NSA_SIMD_SIMD_H
 #define NSA_SIMD_SIMD_H
 
-#include <stdint.h>
+#include <nsa.h>
 
 enum {
-    SIMD_PAD = 16,       /* floats: rows of B and C are padded to a multiple of this */
+    SIMD_PAD = 16, /* floats: rows of B and C are padded to a multiple of this */
     SIMD_PAD_BYTES = 64
 };
 
@@ -34,11 +34,30 @@ typedef struct simd_kernels {
      * n a multiple of SIMD_PAD. Within 2 ulp. NaN stays NaN. */
     void (*exp_row)(float *x, int64_t n, int64_t lo, int64_t hi, float scale, float shift);
 
-    /* The largest of x[lo .. hi-1], -inf if there is none. */
+    /* The largest of x[lo .. hi-1], -inf if there is none. NaNs are passed over. */
     float (*max_row)(const float *x, int64_t lo, int64_t hi);
 
     /* Sum of x[0 .. n-1] in an order that depends on n alone. n a multiple of SIMD_PAD. */
     float (*sum_row)(const float *x, int64_t n);
+
+    /* One step of an online softmax down the columns j < n of x [m][ldx]: with M = max(max[j], x[0][j] .. x[m-1][j])
+     *     keep[j] = exp(scale * (max[j] - M))      x[i][j] = exp(scale * (x[i][j] - M))
+     *     sum[j] = sum[j] * keep[j] + sum over i of x[i][j]      max[j] = M
+     * -inf in x is an absent element: 0. max starts at -inf, sum at 0. All arrays are padded like C of matmul. */
+    void (*softmax_step)(float *x, int64_t ldx, int64_t m, int64_t n, float scale, float *max, float *sum, float *keep);
+
+    /* Backward of softmax: s = p = exp(scale*s - lse) and dp = ds = p * (dp - delta) * scale, elements of [m][ld], n
+     * columns padded like C of matmul. lse and delta belong to the columns if by_column, else to the rows. */
+    void (*softmax_grad)(float *s, float *dp, int64_t ld, int64_t m, int64_t n, float scale, const float *lse,
+                         const float *delta, int by_column);
+
+    /* y[j][i] = x[pick[i]][j] for i < m, 0 from m to the next multiple of SIMD_PAD; j < n; pick = NULL: row i. Rows of
+     * x are readable, those of y writable up to a multiple of SIMD_PAD columns. */
+    void (*transpose)(float *y, int64_t ldy, const float *x, int64_t ldx, const int32_t *pick, int64_t m, int64_t n);
+
+    /* dtype_load_row and dtype_store_row (core/dtype.h). */
+    void (*load_row)(float *y, const void *x, nsa_dtype t, int64_t n);
+    void (*store_row)(void *y, nsa_dtype t, const float *x, int64_t n);
 } simd_kernels;
 
 extern const simd_kernels *const simd_table[]; /* fastest first, ends with NULL; the last row needs nothing */

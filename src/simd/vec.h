@@ -1,0 +1,44 @@
+/*
+ * A vector of float32, as kernels.inc sees it. Each vec_<isa>.h defines all of this and is the only place for the
+ * intrinsics of its set; simd_<isa>.c includes one of them and kernels.inc inside a region compiled for that set.
+ *
+ *     VEC_NAME, VEC_NEEDS       of the table's row: "avx2", CPU_AVX2
+ *     VF_LANES                  floats in a vf; divides SIMD_PAD
+ *     MM_ROWS, MM_VECS          the register block of matmul: MM_ROWS x MM_VECS accumulators; MM_ROWS <= 8,
+ *                               MM_VECS * VF_LANES divides SIMD_PAD or is a multiple of it
+ *
+ *     vf, vm                    lanes of float32; a mask for each lane
+ *     vf_load(p), vf_store(p,x) any alignment
+ *     vf_set1(x)
+ *     vf_add, vf_sub, vf_mul
+ *     vf_fma(a,b,c)             a*b + c with one rounding where the set has FMA, else with two
+ *     vf_max(a,b)               a > b ? a : b, so that a NaN in a is passed over
+ *     vf_hsum(x), vf_hmax(x)    over the lanes, in a fixed order
+ *     vf_lt(a,b), vf_le(a,b)    masks; false for NaN
+ *     vf_select(m,a,b)          m ? a : b
+ *     vm_lanes(lo,hi)           lanes lo .. hi-1; lo and hi may lie outside 0 .. VF_LANES
+ *     vf_add_exponent(x,n)      x times 2^i, i the integer whose low 9 bits are those of n's representation;
+ *                               garbage where the exponent leaves its range
+ *     vf_transpose(r)           r[i][j] <-> r[j][i] of VF_LANES vectors
+ *     vf_load_bf16(p), vf_load_f16(p), vf_store_bf16(p,x), vf_store_f16(p,x)
+ *                               rounding as core/dtype.h does
+ */
+#ifndef NSA_SIMD_VEC_H
+#define NSA_SIMD_VEC_H
+
+#include "core/cpu.h"
+#include "core/dtype.h"
+#include "simd/simd.h"
+
+#include <math.h>
+
+#define VEC_FN static inline __attribute__((always_inline))
+
+/* Before a loop of a constant count: without it gcc leaves an array of accumulators in memory. */
+#if defined(__clang__)
+#define VEC_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define VEC_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#endif
