@@ -15,7 +15,8 @@ typedef struct seq {
     int64_t t_q, t_k;
 } seq;
 
-/* The sequences of a call. len_k: the lengths of the key side when they are not cu_seqlens_k's (caches), else NULL. */
+/* The sequences of a call. cu_q, cu_k: NULL where an operation reads one side only. len_k: the lengths of the key side
+ * when they are not cu_seqlens_k's (caches), else NULL. */
 typedef struct seqs {
     int32_t n;
     int64_t total_q;
@@ -30,10 +31,14 @@ static inline seqs seqs_of_batch(const nsa_batch *b)
 
 static inline seq seq_at(const seqs *all, int32_t s)
 {
-    seq q = {all->cu_q[s], 0, all->cu_q[s + 1] - all->cu_q[s], 0};
+    seq q = {0, 0, 0, 0};
+    if (all->cu_q != NULL) {
+        q.q0 = all->cu_q[s];
+        q.t_q = all->cu_q[s + 1] - all->cu_q[s];
+    }
     if (all->len_k != NULL) {
         q.t_k = all->len_k[s];
-    } else {
+    } else if (all->cu_k != NULL) {
         q.k0 = all->cu_k[s];
         q.t_k = all->cu_k[s + 1] - all->cu_k[s];
     }

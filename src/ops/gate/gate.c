@@ -1,0 +1,162 @@
+/* Gate: the threaded driver, its table, the public functions. */
+#include "ops/gate/gate.h"
+#include "core/check.h"
+
+enum { TILE = 64 }; /* tokens of a work unit */
+
+/* A row of a tensor as float32, zero up to the padded width. */
+static void load(float *dst, const nsa_tensor *t, int32_t s, int64_t start, int64_t row, int64_t head, int64_t d)
+{
+    dtype_load_row(dst, tensor_at(t, s, start, row, head), t->dtype, d);
+    for (int64_t i = d; i < simd_pad(d); i++)
+        dst[i] = 0.0F;
+}
+
+static void store(const nsa_tensor *t, int32_t s, int64_t start, int64_t row, int64_t head, const float *src, int64_t d)
+{
+    dtype_store_row(tensor_at(t, s, start, row, head), t->dtype, src, d);
+}
+
+static void forward_row(const gate_problem *p, int32_t s, int64_t start, int64_t row, int64_t head)
+{
+    const int64_t d = p->cfg->d_v;
+    float g[NSA_N_BRANCHES], x[NSA_N_BRANCHES][MAX_HEAD_DIM], o[MAX_HEAD_DIM];
+    dtype_load_row(g, tensor_at(&p->gate, s, start, row, head), p->gate.dtype, NSA_N_BRANCHES);
+    for (int c = 0; c < NSA_N_BRANCHES; c++)
+        load(x[c], &p->o_branch[c], s, start, row, head, d);
+    for (int64_t i = 0; i < simd_pad(d); i++)
+        o[i] = g[NSA_CMP] * x[NSA_CMP][i] + g[NSA_SLC] * x[NSA_SLC][i] + g[NSA_WIN] * x[NSA_WIN][i];
+    store(&p->o, s, start, row, head, o, d);
+}
+
+static void backward_row(const gate_problem *p, int32_t s, int64_t start, int64_t row, int64_t head)
+{
+    const int64_t d = p->cfg->d_v;
+    float g[NSA_N_BRANCHES], dgate[NSA_N_BRANCHES], d_o[MAX_HEAD_DIM], x[MAX_HEAD_DIM], dx[MAX_HEAD_DIM];
+    dtype_load_row(g, tensor_at(&p->gate, s, start, row, head), p->gate.dtype, NSA_N_BRANCHES);
+    load(d_o, &p->d_o, s, start, row, head, d);
+    for (int c = 0; c < NSA_N_BRANCHES; c++) {
+        load(x, &p->o_branch[c], s, start, row, head, d);
+        for (int64_t i = 0; i < simd_pad(d); i++) {
+            x[i] *= d_o[i];
+            dx[i] = g[c] * d_o[i];
+        }
+        dgate[c] = p->ctx->simd->sum_row(x, simd_pad(d));
+        if (p->do_branch[c].data != NULL)
+            store(&p->do_branch[c], s, start, row, head, dx, d);
+    }
+    store(&p->dgate, s, start, row, head, dgate, NSA_N_BRANCHES);
+}
+
+static void for_each_row(const gate_problem *p, void (*run)(const gate_problem *, int32_t, int64_t, int64_t, int64_t))
+{
+    const int64_t n = n_tiles(p->seqs.total_q, p->seqs.n, TILE);
+#pragma omp parallel for num_threads(p->ctx->n_threads) schedule(dynamic)
+    for (int64_t i = 0; i < n; i++) {
+        int32_t s;
+        int64_t first;
+        if (!tile_at(p->seqs.cu_q, p->seqs.n, TILE, i, &s, &first))
+            continue;
+        const seq q = seq_at(&p->seqs, s);
+        for (int64_t row = first; row < min_i64(first + TILE, q.t_q); row++)
+            for (int64_t h = 0; h < p->cfg->n_heads_q; h++)
+                run(p, s, q.q0, row, h);
+    }
+}
+
+static void forward(const void *problem, arena *ws)
+{
+    if (!arena_counts(ws))
+        for_each_row(problem, forward_row);
+}
+
+static void backward(const void *problem, arena *ws)
+{
+    if (!arena_counts(ws))
+        for_each_row(problem, backward_row);
+}
+
+static bool is_fast(const gate_problem *p)
+{
+    return !p->ctx->reference && p->o_branch[0].dtype != NSA_F64;
+}
+
+static bool always(const gate_problem *p)
+{
+    (void)p;
+    return true;
+}
+
+op_fn gate_ref, gate_backward_ref;
+
+const gate_impl gate_impls[] = {
+    {"rows", is_fast, forward, backward},
+    {"ref", always, gate_ref, gate_backward_ref},
+    {NULL, NULL, NULL, NULL},
+};
+
+const gate_impl *gate_choose(const gate_problem *p)
+{
+    const gate_impl *impl = gate_impls;
+    while (!impl->supports(p))
+        impl++;
+    return impl;
+}
+
+/* What forward and backward share: all but their outputs. */
+static nsa_status check_common(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch,
+                               const nsa_tensor *gate, const nsa_tensor *o_branch, gate_problem *p)
+{
+    static const char *const names[] = {"args.o_branch[0]", "args.o_branch[1]", "args.o_branch[2]"};
+    NSA_TRY(check_ctx(ctx));
+    NSA_TRY(check_config(cfg));
+    NSA_TRY(check_batch_q(batch));
+    const extent e = extent_q(cfg, batch, cfg->d_v);
+    NSA_TRY(check_input(names[0], &o_branch[0], e, -1));
+    for (int c = 1; c < NSA_N_BRANCHES; c++)
+        NSA_TRY(check_input(names[c], &o_branch[c], e, (int)o_branch[0].dtype));
+    NSA_TRY(check_gate("args.gate", gate, extent_q(cfg, batch, NSA_N_BRANCHES), o_branch[0].dtype, false));
+
+    *p = (gate_problem){.ctx = ctx, .cfg = cfg, .seqs = seqs_of_batch(batch), .gate = *gate};
+    p->seqs.cu_k = NULL;
+    memcpy(p->o_branch, o_branch, sizeof p->o_branch);
+    return NSA_OK;
+}
+
+nsa_status nsa_gate(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch, const nsa_gate_args *args,
+                    nsa_stream stream)
+{
+    (void)stream;
+    gate_problem p;
+    NSA_REQUIRE(args != NULL, "args is NULL");
+    NSA_TRY(check_common(ctx, cfg, batch, &args->gate, args->o_branch, &p));
+    NSA_TRY(check_output("args.o", &args->o, extent_q(cfg, batch, cfg->d_v), (int)args->o_branch[0].dtype));
+    p.o = args->o;
+    return op_run(gate_choose(&p)->forward, &p, NULL, 0);
+}
+
+nsa_status nsa_gate_backward(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch,
+                             const nsa_gate_backward_args *args, nsa_stream stream)
+{
+    (void)stream;
+    gate_problem p;
+    NSA_REQUIRE(args != NULL, "args is NULL");
+    NSA_TRY(check_common(ctx, cfg, batch, &args->gate, args->o_branch, &p));
+    const extent e = extent_q(cfg, batch, cfg->d_v);
+    const int dtype = (int)args->o_branch[0].dtype;
+    NSA_TRY(check_input("args.d_o", &args->d_o, e, dtype));
+    NSA_TRY(check_output("args.dgate", &args->dgate, extent_q(cfg, batch, NSA_N_BRANCHES), (int)args->gate.dtype));
+    named_output outputs[1 + NSA_N_BRANCHES] = {
+        {"args.do_branch[0]", args->do_branch[0].data},
+        {"args.do_branch[1]", args->do_branch[1].data},
+        {"args.do_branch[2]", args->do_branch[2].data},
+        {"args.dgate", args->dgate.data},
+    };
+    for (int c = 0; c < NSA_N_BRANCHES; c++)
+        NSA_TRY(check_output(outputs[c].name, &args->do_branch[c], e, dtype));
+    NSA_TRY(check_distinct(outputs, 1 + NSA_N_BRANCHES));
+    p.d_o = args->d_o;
+    p.dgate = args->dgate;
+    memcpy(p.do_branch, args->do_branch, sizeof p.do_branch);
+    return op_run(gate_choose(&p)->backward, &p, NULL, 0);
+}
