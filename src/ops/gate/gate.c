@@ -4,51 +4,57 @@
 
 enum { TILE = 64 }; /* tokens of a work unit */
 
-/* A row of a tensor as float32, zero up to the padded width. */
-static void load(float *dst, const nsa_tensor *t, int32_t s, int64_t start, int64_t row, int64_t head, int64_t d)
+/* One (token, head). */
+typedef struct place {
+    int32_t s;
+    int64_t start, row, head;
+} place;
+
+static void load(const gate_problem *p, float *dst, const nsa_tensor *t, place at, int64_t n)
 {
-    dtype_load_row(dst, tensor_at(t, s, start, row, head), t->dtype, d);
-    for (int64_t i = d; i < simd_pad(d); i++)
-        dst[i] = 0.0F;
+    p->ctx->simd->load_row(dst, tensor_at(t, at.s, at.start, at.row, at.head), t->dtype, n);
 }
 
-static void store(const nsa_tensor *t, int32_t s, int64_t start, int64_t row, int64_t head, const float *src, int64_t d)
+static void store(const gate_problem *p, const nsa_tensor *t, place at, const float *src, int64_t n)
 {
-    dtype_store_row(tensor_at(t, s, start, row, head), t->dtype, src, d);
+    p->ctx->simd->store_row(tensor_at(t, at.s, at.start, at.row, at.head), t->dtype, src, n);
 }
 
-static void forward_row(const gate_problem *p, int32_t s, int64_t start, int64_t row, int64_t head)
+static void forward_row(const gate_problem *p, place at)
 {
     const int64_t d = p->cfg->d_v;
     float g[NSA_N_BRANCHES], x[NSA_N_BRANCHES][MAX_HEAD_DIM], o[MAX_HEAD_DIM];
-    dtype_load_row(g, tensor_at(&p->gate, s, start, row, head), p->gate.dtype, NSA_N_BRANCHES);
+    load(p, g, &p->gate, at, NSA_N_BRANCHES);
     for (int c = 0; c < NSA_N_BRANCHES; c++)
-        load(x[c], &p->o_branch[c], s, start, row, head, d);
-    for (int64_t i = 0; i < simd_pad(d); i++)
+        load(p, x[c], &p->o_branch[c], at, d);
+    for (int64_t i = 0; i < d; i++)
         o[i] = g[NSA_CMP] * x[NSA_CMP][i] + g[NSA_SLC] * x[NSA_SLC][i] + g[NSA_WIN] * x[NSA_WIN][i];
-    store(&p->o, s, start, row, head, o, d);
+    store(p, &p->o, at, o, d);
 }
 
-static void backward_row(const gate_problem *p, int32_t s, int64_t start, int64_t row, int64_t head)
+static void backward_row(const gate_problem *p, place at)
 {
     const int64_t d = p->cfg->d_v;
-    float g[NSA_N_BRANCHES], dgate[NSA_N_BRANCHES], d_o[MAX_HEAD_DIM], x[MAX_HEAD_DIM], dx[MAX_HEAD_DIM];
-    dtype_load_row(g, tensor_at(&p->gate, s, start, row, head), p->gate.dtype, NSA_N_BRANCHES);
-    load(d_o, &p->d_o, s, start, row, head, d);
+    float g[NSA_N_BRANCHES], dgate[NSA_N_BRANCHES], d_o[MAX_HEAD_DIM];
+    load(p, g, &p->gate, at, NSA_N_BRANCHES);
+    load(p, d_o, &p->d_o, at, d);
     for (int c = 0; c < NSA_N_BRANCHES; c++) {
-        load(x, &p->o_branch[c], s, start, row, head, d);
-        for (int64_t i = 0; i < simd_pad(d); i++) {
+        float x[MAX_HEAD_DIM], dx[MAX_HEAD_DIM];
+        load(p, x, &p->o_branch[c], at, d);
+        for (int64_t i = 0; i < d; i++) {
             x[i] *= d_o[i];
             dx[i] = g[c] * d_o[i];
         }
+        for (int64_t i = d; i < simd_pad(d); i++)
+            x[i] = 0.0F;
         dgate[c] = p->ctx->simd->sum_row(x, simd_pad(d));
         if (p->do_branch[c].data != NULL)
-            store(&p->do_branch[c], s, start, row, head, dx, d);
+            store(p, &p->do_branch[c], at, dx, d);
     }
-    store(&p->dgate, s, start, row, head, dgate, NSA_N_BRANCHES);
+    store(p, &p->dgate, at, dgate, NSA_N_BRANCHES);
 }
 
-static void for_each_row(const gate_problem *p, void (*run)(const gate_problem *, int32_t, int64_t, int64_t, int64_t))
+static void for_each_row(const gate_problem *p, void (*run)(const gate_problem *, place))
 {
     const int64_t n = n_tiles(p->seqs.total_q, p->seqs.n, TILE);
 #pragma omp parallel for num_threads(p->ctx->n_threads) schedule(dynamic)
@@ -60,7 +66,7 @@ static void for_each_row(const gate_problem *p, void (*run)(const gate_problem *
         const seq q = seq_at(&p->seqs, s);
         for (int64_t row = first; row < min_i64(first + TILE, q.t_q); row++)
             for (int64_t h = 0; h < p->cfg->n_heads_q; h++)
-                run(p, s, q.q0, row, h);
+                run(p, (place){s, q.q0, row, h});
     }
 }
 

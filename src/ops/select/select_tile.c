@@ -31,6 +31,7 @@ typedef struct plan {
 } plan;
 
 typedef struct scratch {
+    float *k;     /* [PANEL][padded d] */
     float *q;     /* [tokens * heads][d] */
     float *s;     /* [tokens * heads][PANEL] */
     float *sum;   /* P: [tokens][sum_row] */
@@ -40,6 +41,7 @@ typedef struct scratch {
 static scratch carve_scratch(arena *ws, const plan *pl)
 {
     scratch t;
+    t.k = arena_take(ws, PANEL * simd_pad(pl->d), sizeof *t.k);
     t.q = arena_take(ws, pl->tokens * pl->heads * pl->d, sizeof *t.q);
     t.s = arena_take(ws, pl->tokens * pl->heads * PANEL, sizeof *t.s);
     t.sum = arena_take(ws, pl->tokens * pl->sum_row, sizeof *t.sum);
@@ -97,23 +99,18 @@ static float *panel_at(const plan *pl, int64_t tile, int64_t head)
     return pl->panels + (tile * pl->p->cfg->n_heads_kv + head) * pl->d * PANEL;
 }
 
-/* Rows first .. first + PANEL - 1 of k_cmp as columns; past the last block, zeros. */
-static void pack_panel(const plan *pl, int64_t tile, int32_t head)
+static void pack_panel(const plan *pl, const scratch *t, int64_t tile, int32_t head)
 {
     int32_t s;
     int64_t first;
     if (!tile_at(pl->cu_cmp, pl->p->seqs.n, PANEL, tile, &s, &first))
         return;
+    const simd_kernels *simd = pl->p->ctx->simd;
     const int64_t n = min_i64(PANEL, pl->cu_cmp[s + 1] - pl->cu_cmp[s] - first);
     const rows k = rows_of(&pl->p->k_cmp, s, head);
-    float *panel = panel_at(pl, tile, head);
-    float row[MAX_HEAD_DIM];
-    memset(panel, 0, (size_t)pl->d * PANEL * sizeof *panel);
-    for (int64_t i = 0; i < n; i++) {
-        dtype_load_row(row, rows_at(&k, first + i), k.dtype, pl->d);
-        for (int64_t c = 0; c < pl->d; c++)
-            panel[c * PANEL + i] = row[c];
-    }
+    for (int64_t i = 0; i < n; i++)
+        simd->load_row(t->k + i * simd_pad(pl->d), rows_at(&k, first + i), k.dtype, pl->d);
+    simd->transpose(panel_at(pl, tile, head), PANEL, t->k, simd_pad(pl->d), NULL, n, pl->d);
 }
 
 /* Adds to P the probabilities of heads g .. g + heads - 1 of the group, for tokens row .. row + n - 1. */
@@ -126,12 +123,12 @@ static void add_heads(const plan *pl, const scratch *t, int32_t s, const seq *q,
     const int64_t t0 = row + q->t_k - q->t_q;
     for (int64_t i = 0; i < n * heads; i++) {
         const int64_t head = (int64_t)head_kv * pl->group + g + i % heads;
-        dtype_load_row(t->q + i * pl->d, tensor_at(&p->q, s, q->q0, row + i / heads, head), p->q.dtype, pl->d);
+        simd->load_row(t->q + i * pl->d, tensor_at(&p->q, s, q->q0, row + i / heads, head), p->q.dtype, pl->d);
     }
     const int64_t n_visible = n_cmp_visible(p->cfg, t0 + n - 1);
     for (int64_t col = 0; col < n_visible; col += PANEL) {
         const float *panel = panel_at(pl, pl->cu_cmp[s] / PANEL + s + col / PANEL, head_kv);
-        simd->matmul(t->s, PANEL, t->q, pl->d, 1, panel, PANEL, n * heads, PANEL, pl->d, 0);
+        simd->matmul(t->s, PANEL, t->q, pl->d, 1, panel, PANEL, n * heads, min_i64(PANEL, n_visible - col), pl->d, 0);
         for (int64_t i = 0; i < n * heads; i++) {
             const int64_t visible = min_i64(PANEL, n_cmp_visible(p->cfg, t0 + i / heads) - col);
             if (visible <= 0)
@@ -244,7 +241,7 @@ void select_tiled(const void *problem, arena *ws)
         const scratch t = carve_scratch(&mine, &pl);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < panels; i++)
-            pack_panel(&pl, i / heads, (int32_t)(i % heads));
+            pack_panel(&pl, &t, i / heads, (int32_t)(i % heads));
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < units; i++) {
             int32_t s;
