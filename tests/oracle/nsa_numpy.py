@@ -95,11 +95,16 @@ def attn(q, k, v, visible, scale, rnd=exact):
     return rnd(o.reshape(q.shape[0], q.shape[1], v.shape[2])), lse
 
 
+def probabilities(q, k, visible, scale, lse):
+    """p = exp(scale*s - lse) of the visible keys."""
+    s = logits(q, k, scale) - np.where(np.isfinite(lse), lse, 0)
+    return np.exp(np.where(per_query_head(visible, q.shape[1]), s, -np.inf))
+
+
 def attn_backward(q, k, v, visible, scale, o, lse, d_o, rnd=exact):
-    """p = exp(scale*s - lse), dp = do v^T, ds = p (dp - rowsum(do o)) scale; dq = ds k, dk = ds^T q, dv = p^T do."""
+    """dp = do v^T, ds = p (dp - rowsum(do o)) scale; dq = ds k, dk = ds^T q, dv = p^T do."""
     n_kv = k.shape[1]
-    see = per_query_head(visible, q.shape[1])
-    p = np.exp(np.where(see, logits(q, k, scale) - np.where(np.isfinite(lse), lse, 0), -np.inf))
+    p = probabilities(q, k, visible, scale, lse)
     dp = logits(d_o, v, 1)
     delta = (d_o * o).sum(axis=-1, keepdims=True)
     ds = by_kv_head(p * (dp - delta) * scale, n_kv)
@@ -109,16 +114,22 @@ def attn_backward(q, k, v, visible, scale, o, lse, d_o, rnd=exact):
     return rnd(dq), rnd(dk), rnd(dv)
 
 
+def attn_backward_sizes(q, k, v, visible, scale, o, lse, d_o, rnd=exact):
+    """What the terms of dq, dk, dv add up to in absolute value: rounding errors are in proportion to these."""
+    n_kv = k.shape[1]
+    p = probabilities(q, k, visible, scale, lse)
+    q, k, v, o, d_o = map(np.abs, (q, k, v, o, d_o))
+    ds = by_kv_head(p * (logits(d_o, v, 1) + (d_o * o).sum(axis=-1, keepdims=True)) * scale, n_kv)
+    return (np.einsum("tkgn,nkd->tkgd", ds, k).reshape(q.shape), np.einsum("tkgn,tkgd->nkd", ds, by_kv_head(q, n_kv)),
+            np.einsum("tkgn,tkgd->nkd", by_kv_head(p, n_kv), by_kv_head(d_o, n_kv)))
+
+
 # ---- Importance and selection (equations 8 to 12) -------------------------------------------------------------------
 
 
 def importance(q, k_cmp, visible, scale, lse=None):
     """P [T_q, n_heads_kv, n_cmp] in float32: p_cmp summed over the group's heads; below 2^-126 counts as 0."""
-    s = logits(q, k_cmp, scale)
-    if lse is None:
-        p, _ = softmax(s, visible)
-    else:
-        p = np.exp(np.where(visible, s - np.where(np.isfinite(lse), lse, 0), -np.inf))
+    p = softmax(logits(q, k_cmp, scale), visible)[0] if lse is None else probabilities(q, k_cmp, visible, scale, lse)
     p = p.astype(np.float32)
     p[p < np.float32(2.0**-126)] = 0
     p = by_kv_head(p, k_cmp.shape[1])

@@ -1,4 +1,5 @@
-"""The attention of each branch in float64 against NumPy, forward and backward."""
+"""The attention of each branch against NumPy, forward and backward: float64 to rounding, other types by the library's
+rule of accuracy."""
 import unittest
 
 import numpy as np
@@ -6,7 +7,7 @@ import numpy as np
 import harness
 import nsa_c
 import nsa_numpy as nsa
-from harness import Case, assert_close, each_case
+from harness import BF16, Case, assert_accurate, assert_close, each_case, to_dtype, to_float
 
 BRANCHES = ("cmp", "slc", "win")
 
@@ -18,22 +19,33 @@ def inputs(case, branch):
     return case.q(), case.k(), case.v(), case.slc_idx() if branch == "slc" else None
 
 
-def expected(case, branch, q, k, v, slc_idx, d_o):
-    """NumPy's o, lse, dq, dk, dv, packed; NaN in the compressed rows that belong to no sequence."""
-    out = [nsa_c.empty(shape, np.float64) for shape in (d_o.shape, d_o.shape[:2] + (1,), q.shape, k.shape, v.shape)]
-    o, lse, dq, dk, dv = out
+def by_sequence(case, branch, slc_idx):
+    """Of each sequence: its rows among the queries and among the keys, and what it sees."""
     for s in case.sequences():
-        keys, t_k = s.cmp if branch == "cmp" else s.k, s.k.stop - s.k.start
-        no_choice = np.zeros((s.q.stop - s.q.start, 1, 1), int)
-        visible = nsa.visibilities(case.cfg, s.q.stop - s.q.start, t_k,
-                                   no_choice if slc_idx is None else slc_idx[s.q])[BRANCHES.index(branch)]
-        args = q[s.q], k[keys], v[keys], visible, nsa.scale(case.cfg)
-        o[s.q], lse[s.q] = nsa.attn(*args)
-        dq[s.q], dk[keys], dv[keys] = nsa.attn_backward(*args, o[s.q], lse[s.q], d_o[s.q])
-    return out
+        t_q, t_k = s.q.stop - s.q.start, s.k.stop - s.k.start
+        choice = np.zeros((t_q, 1, 1), int) if slc_idx is None else slc_idx[s.q]
+        yield s.q, s.cmp if branch == "cmp" else s.k, nsa.visibilities(case.cfg, t_q, t_k, choice)[BRANCHES.index(branch)]
 
 
-class Attention(unittest.TestCase):
+def forward(case, branch, q, k, v, slc_idx, rnd=nsa.exact):
+    """NumPy's o and lse, packed."""
+    o = nsa_c.empty(q.shape[:2] + v.shape[2:], q.dtype)
+    lse = nsa_c.empty(q.shape[:2] + (1,), q.dtype)
+    for rows, keys, visible in by_sequence(case, branch, slc_idx):
+        o[rows], lse[rows] = nsa.attn(q[rows], k[keys], v[keys], visible, nsa.scale(case.cfg), rnd)
+    return o, lse
+
+
+def backward(case, branch, q, k, v, slc_idx, o, lse, d_o, rnd=nsa.exact, formula=nsa.attn_backward):
+    """NumPy's dq, dk, dv, packed; NaN in the compressed rows that belong to no sequence."""
+    dq, dk, dv = grads = [nsa_c.empty(x.shape, x.dtype) for x in (q, k, v)]
+    for rows, keys, visible in by_sequence(case, branch, slc_idx):
+        dq[rows], dk[keys], dv[keys] = formula(q[rows], k[keys], v[keys], visible, nsa.scale(case.cfg), o[rows],
+                                               lse[rows], d_o[rows], rnd)
+    return grads
+
+
+class Float64(unittest.TestCase):
     ctx = nsa_c.Context(n_threads=2)
 
     def check(self, case, branch):
@@ -41,8 +53,9 @@ class Attention(unittest.TestCase):
         d_o = case.o()
         o, lse = self.ctx.attn(branch, case.cfg, case.batch, q, k, v, slc_idx)
         grads = self.ctx.attn_backward(branch, case.cfg, case.batch, q, k, v, o, lse, d_o, slc_idx)
-        want = expected(case, branch, q, k, v, slc_idx, d_o)
-        for name, x, ref in zip(("o", "lse", "dq", "dk", "dv"), [o, lse, *grads], want):
+        want_o, want_lse = forward(case, branch, q, k, v, slc_idx)
+        want = want_o, want_lse, *backward(case, branch, q, k, v, slc_idx, want_o, want_lse, d_o)
+        for name, x, ref in zip(("o", "lse", "dq", "dk", "dv"), (o, lse, *grads), want):
             assert_close(x, ref, f"{case.name} {branch} {name}", atol=1e-13 * max(1, nsa.scale(case.cfg)))
 
     @each_case
@@ -68,26 +81,76 @@ class Attention(unittest.TestCase):
         for branch in BRANCHES:
             self.check(case, branch)
 
+
+class OtherTypes(unittest.TestCase):
+    """By the oracle and by the default path. Backward: both sides start from the o and lse of the forward call."""
+
+    def check(self, case, branch, ctx, dtype):
+        q, k, v, slc_idx = inputs(case, branch)
+        narrow = [to_dtype(x, dtype) for x in (q, k, v)]
+        wide = [to_float(x) for x in narrow]
+        d_o = case.o(dtype)
+        # float32: NumPy in float32 rounds once per operation. Half: probabilities and outputs are rounded to it.
+        single = dtype == np.float32
+        rnd = nsa.exact if single else harness.rounding(dtype)
+        coarse = narrow if single else wide
+
+        def compare(names, got, ref, rounded, sizes=None):
+            for i, name in enumerate(names):
+                atol = 0 if sizes is None else 4 * harness.ulp(harness.row_max(np.nan_to_num(sizes[i])), np.float32)
+                assert_accurate(got[i], ref[i], rounded[i], np.float32 if name == "lse" else dtype,
+                                f"{case.name} {branch} {name} {np.dtype(dtype)} {ctx.isa}", atol)
+
+        o, lse = ctx.attn(branch, case.cfg, case.batch, *narrow, slc_idx)
+        compare(("o", "lse"), (o, lse), forward(case, branch, *wide, slc_idx),
+                forward(case, branch, *coarse, slc_idx, rnd))
+        got = ctx.attn_backward(branch, case.cfg, case.batch, *narrow, o, lse, d_o, slc_idx)
+        rest = to_float(o), to_float(lse), to_float(d_o)
+        coarse_rest = (o, lse, d_o) if single else rest
+        compare(("dq", "dk", "dv"), got, backward(case, branch, *wide, slc_idx, *rest),
+                backward(case, branch, *coarse, slc_idx, *coarse_rest, rnd),
+                backward(case, branch, *wide, slc_idx, *rest, formula=nsa.attn_backward_sizes))
+
+    def check_all(self, case, dtype):
+        for reference in (True, False):
+            ctx = nsa_c.Context(n_threads=2, reference=reference)
+            for branch in BRANCHES:
+                self.check(case, branch, ctx, dtype)
+
+    @each_case
+    def test_f32(self, case):
+        self.check_all(case, np.float32)
+
+    @each_case
+    def test_f16(self, case):
+        self.check_all(case, np.float16)
+
+    @each_case
+    def test_bf16(self, case):
+        self.check_all(case, BF16)
+
+
+class Layouts(unittest.TestCase):
     def test_padded_and_strided(self):
         """[seq][head][token] with rows of NaN past each sequence, which nobody may read or write."""
+        ctx = nsa_c.Context(n_threads=2)
         case = Case("group 3", [(9, 9), (0, 0), (14, 14)])
+
+        def pad(x, starts, counts, fill=np.nan):
+            padded = np.full((3, x.shape[1], 17, x.shape[2]), fill, x.dtype).swapaxes(1, 2)
+            for s, (start, n) in enumerate(zip(starts, counts)):
+                padded[s, :n] = x[start : start + n]
+            return padded
+
         for branch in BRANCHES:
             q, k, v, slc_idx = inputs(case, branch)
-            cu_k = np.array([s.cmp.start for s in case.sequences()]) if branch == "cmp" else case.cu_k
-            n_k = [s.cmp.stop - s.cmp.start if branch == "cmp" else s.k.stop - s.k.start for s in case.sequences()]
-
-            def pad(x, starts, counts, fill=np.nan):
-                heads_first = np.full((3, x.shape[1], 17, x.shape[2]), fill, x.dtype)
-                padded = heads_first.swapaxes(1, 2)
-                for s, (start, n) in enumerate(zip(starts, counts)):
-                    padded[s, :n] = x[start : start + n]
-                return padded
-
+            keys = [s.cmp if branch == "cmp" else s.k for s in case.sequences()]
+            k_rows = [s.start for s in keys], [s.stop - s.start for s in keys]
             q_rows = case.cu_q, np.diff(case.cu_q)
-            o = pad(np.full((case.cu_q[-1], case.cfg.n_heads_q, case.cfg.d_v), 5.0), *q_rows)
-            want, _ = self.ctx.attn(branch, case.cfg, case.batch, q, k, v, slc_idx)
-            self.ctx.attn(branch, case.cfg, case.batch, pad(q, *q_rows), pad(k, cu_k, n_k), pad(v, cu_k, n_k),
-                          None if slc_idx is None else pad(slc_idx, *q_rows, fill=0), o)
+            o = pad(case.o(), *q_rows)
+            want, _ = ctx.attn(branch, case.cfg, case.batch, q, k, v, slc_idx)
+            ctx.attn(branch, case.cfg, case.batch, pad(q, *q_rows), pad(k, *k_rows), pad(v, *k_rows),
+                     None if slc_idx is None else pad(slc_idx, *q_rows, fill=0), o)
             np.testing.assert_array_equal(o, pad(want, *q_rows), branch)
 
 
