@@ -125,7 +125,7 @@ BF16 = np.uint16
 
 
 def to_dtype(x, dtype):
-    return nsa_c.to_bf16(x) if dtype == BF16 else np.asarray(x, dtype)
+    return np.ascontiguousarray(nsa_c.to_bf16(x) if dtype == BF16 else x, dtype)
 
 
 def to_float(x, dtype=np.float64):
