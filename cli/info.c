@@ -5,6 +5,56 @@
 #include <nsa.h>
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void print_cpu_model(void)
+{
+    char line[256];
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        const char *value = strchr(line, ':');
+        if (strncmp(line, "model name", 10) == 0 && value != NULL) {
+            printf("cpu       %s", value + 2);
+            break;
+        }
+    }
+    if (file != NULL)
+        fclose(file);
+}
+
+static void print_cpu_features(void)
+{
+    printf("features ");
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#define PRINT_FEATURE(name) printf("%s", __builtin_cpu_supports(name) ? " " name : "")
+    PRINT_FEATURE("sse4.2");
+    PRINT_FEATURE("avx");
+    PRINT_FEATURE("avx2");
+    PRINT_FEATURE("fma");
+    PRINT_FEATURE("avx512f");
+    PRINT_FEATURE("avx512bw");
+    PRINT_FEATURE("avx512vl");
+    PRINT_FEATURE("avx512vnni");
+    PRINT_FEATURE("avx512bf16");
+#undef PRINT_FEATURE
+#elif defined(__aarch64__)
+    printf(" neon");
+#endif
+    const char *disabled = getenv("NSA_DISABLE_CPU");
+    if (disabled != NULL && *disabled != '\0')
+        printf(" (NSA_DISABLE_CPU=%s)", disabled);
+    putchar('\n');
+}
+
+static void print_kernels(const char *isa)
+{
+    static const char *const ops[] = {"compress", "cmp_attn", "select", "slc_attn", "win_attn", "gate"};
+    for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++)
+        printf("%s%-9s %s (f32, bf16, f16), ref (f64)\n", i == 0 ? "kernels   " : "          ", ops[i], isa);
+}
 
 int cmd_info(int argc, char **argv)
 {
@@ -18,14 +68,16 @@ int cmd_info(int argc, char **argv)
     if (!args_parse(&table, argc, argv, &exit_code))
         return exit_code;
 
-    nsa_ctx_options options = {.struct_size = sizeof options, .device = NSA_DEVICE_CPU, .n_threads = threads};
+    const nsa_ctx_options options = {.struct_size = sizeof options, .device = NSA_DEVICE_CPU, .n_threads = threads};
     nsa_ctx *ctx = NULL;
     if (nsa_ctx_create(&ctx, &options) != NSA_OK)
         return cli_fail("%s", nsa_last_error());
     printf("version   %s\n", nsa_version());
-    printf("device    cpu\n");
-    printf("threads   %d\n", nsa_ctx_threads(ctx));
-    printf("kernels   %s\n", nsa_ctx_isa(ctx));
+    printf("devices   cpu\n");
+    print_cpu_model();
+    print_cpu_features();
+    printf("threads   %d of %ld cores\n", nsa_ctx_threads(ctx), sysconf(_SC_NPROCESSORS_ONLN));
+    print_kernels(nsa_ctx_isa(ctx));
     nsa_ctx_destroy(ctx);
     return CLI_OK;
 }
