@@ -9,9 +9,9 @@ static const attn_shape small = {2, 2, 3, 4, NSA_F64, LAYOUT_THD, LAYOUT_THD, LA
 static const seq_lengths lengths[] = {{11, 11}, {0, 4}, {3, 9}, {6, 2}, {1, 1}};
 enum { N_SEQS = sizeof lengths / sizeof *lengths };
 
-/* ---- Dense causal attention, as one would write it down */
+/* ---- Attention as one would write it down: over all keys up to t, or those of the branch */
 
-static void dense(const attn_case *c, const test_tensor *o, const test_tensor *lse)
+static void attend(const attn_case *c, bool dense, const test_tensor *o, const test_tensor *lse)
 {
     const double scale = 1.0 / sqrt((double)c->cfg.d_qk);
     for (int32_t s = 0; s < c->batch.n_seqs; s++)
@@ -20,7 +20,9 @@ static void dense(const attn_case *c, const test_tensor *o, const test_tensor *l
                 const int32_t kv = h / config_group(&c->cfg);
                 const int64_t t = r + tensor_rows(&c->k, s) - tensor_rows(&c->q, s);
                 double sum = 0.0, acc[MAX_HEAD_DIM] = {0.0};
-                for (int64_t j = 0; j <= t; j++) {
+                for (int64_t j = 0; j < tensor_rows(&c->k, s); j++) {
+                    if (dense ? j > t : !attn_attends(c, s, r, kv, j))
+                        continue;
                     double dot = 0.0;
                     for (int32_t i = 0; i < c->cfg.d_qk; i++)
                         dot += tensor_get(&c->q, s, r, h, i) * tensor_get(&c->k, s, j, kv, i);
@@ -30,7 +32,7 @@ static void dense(const attn_case *c, const test_tensor *o, const test_tensor *l
                 }
                 tensor_set(lse, s, r, h, 0, log(sum));
                 for (int32_t i = 0; i < c->cfg.d_v; i++)
-                    tensor_set(o, s, r, h, i, t < 0 ? 0.0 : acc[i] / sum);
+                    tensor_set(o, s, r, h, i, sum == 0.0 ? 0.0 : acc[i] / sum);
             }
 }
 
@@ -68,10 +70,25 @@ static void test_dense(void **state)
                     for (int32_t i = 0; i < wide.slc_topk; i++)
                         tensor_set(&c.slc_idx, s, row, h, i, wide.slc_topk - 1 - i);
     const attn_out want = attn_out_new(&c, NSA_F64, LAYOUT_THD), got = attn_out_new(&c, NSA_F64, LAYOUT_THD);
-    dense(&c, &want.o, &want.lse);
+    attend(&c, true, &want.o, &want.lse);
     attn_run_forward(&c, &ctx, attn_oracle(op)->forward, REF_EXACT, &got);
     assert_near("o", &got.o, &want.o);
     assert_near("lse", &got.lse, &want.lse);
+}
+
+static void test_keys_of_the_branch(void **state)
+{
+    const attn_op *op = *state;
+    testlib_reset();
+    test_note("%s, keys of the branch", op->name);
+    rng r = rng_new();
+    const nsa_batch batch = batch_ragged(blocks.slc_block, 23);
+    attn_case c;
+    attn_case_init(&c, op, &blocks, &batch, &small, &r);
+    const attn_out want = attn_out_new(&c, NSA_F64, LAYOUT_THD);
+    attend(&c, false, &want.o, &want.lse);
+    assert_near("o", &c.o, &want.o);
+    assert_near("lse", &c.lse, &want.lse);
 }
 
 /* ---- Gradients against central differences of L = sum of gate * d_o * o */
@@ -253,6 +270,7 @@ static void test_nothing(void **state)
 
 #define TESTS_OF(op)                                                                                                   \
     {#op "_attn dense", test_dense, NULL, NULL, (void *)&attn_ops[op]},                                                \
+        {#op "_attn keys of the branch", test_keys_of_the_branch, NULL, NULL, (void *)&attn_ops[op]},                  \
         {#op "_attn gradients", test_gradients, NULL, NULL, (void *)&attn_ops[op]},                                    \
         {#op "_attn empty rows", test_empty_rows, NULL, NULL, (void *)&attn_ops[op]},                                  \
         {#op "_attn public functions", test_public, NULL, NULL, (void *)&attn_ops[op]},                                \
