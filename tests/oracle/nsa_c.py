@@ -231,10 +231,14 @@ class Phi:
     def pointer(self):
         return ctypes.pointer(self.struct())
 
+    def map(self, f):
+        """The same with f of every member that it has."""
+        members = self.pe, self.w1, self.b1, self.w2, self.b2
+        return Phi(self.kind, self.per_head, *(None if m is None else f(m) for m in members))
+
     def like(self):
         """Room for the gradients."""
-        return Phi(self.kind, self.per_head, *(None if m is None else empty(m.shape, m.dtype)
-                                               for m in (self.pe, self.w1, self.b1, self.w2, self.b2)))
+        return self.map(lambda m: empty(m.shape, m.dtype))
 
 
 def pointer(phi):

@@ -6,49 +6,10 @@ import numpy as np
 import harness
 import nsa_c
 import nsa_numpy as nsa
-from harness import Case, each_case, to_float
+from harness import Case, assert_same_selection, each_case, exact_scores, to_float
 
 REFERENCE = nsa_c.Context(n_threads=2, reference=True)
 DEFAULT = nsa_c.Context(n_threads=2)
-
-
-def exact_scores(case, q, k_cmp, s):
-    """[T_q, n_heads_kv, n_blocks] of one sequence."""
-    t_q, t_k = s.q.stop - s.q.start, s.k.stop - s.k.start
-    t = nsa.positions(t_q, t_k)
-    visible = nsa.visible_cmp(case.cfg, t, s.cmp.stop - s.cmp.start)
-    P = nsa.importance(q[s.q], k_cmp[s.cmp], visible, nsa.scale(case.cfg))
-    return nsa.block_scores(case.cfg, P, -(-t_k // case.cfg.slc_block)), t
-
-
-def slack(case, q, k_cmp, visible):
-    """2^-20 (1 + A), A = scale max|q| max|k_cmp| over the heads and the visible blocks: [T_q, n_heads_kv]."""
-    q_norm = np.linalg.norm(nsa.by_kv_head(q, case.cfg.n_heads_kv), axis=-1).max(axis=-1)
-    k_norm = np.where(visible, np.linalg.norm(k_cmp, axis=-1).T, 0).max(axis=-1, initial=0)
-    return 2.0**-20 * (1 + nsa.scale(case.cfg) * q_norm * k_norm)
-
-
-def assert_same_selection(case, q, k_cmp, got):
-    cfg = case.cfg
-    for s in case.sequences():
-        score, t = exact_scores(case, q, k_cmp, s)
-        visible = nsa.visible_cmp(cfg, t, s.cmp.stop - s.cmp.start)
-        tolerance = slack(case, q[s.q], k_cmp[s.cmp], visible)
-        want = nsa.select(cfg, score, t)
-        for r, h in np.ndindex(want.shape[:2]):
-            mine, theirs = want[r, h], got[s.q][r, h]
-            if np.array_equal(mine, theirs):
-                continue
-            n = min(cfg.slc_topk, t[r] // cfg.slc_block + 1)
-            chosen = theirs[:n]
-            where = f"{case.name}: row {r} of a sequence, kv head {h}: {theirs}, expected {mine}"
-            assert (np.diff(chosen) > 0).all() and chosen[0] >= 0 and (theirs[n:] == -1).all(), where
-            assert chosen[-1] <= t[r] // cfg.slc_block, where
-            forced = nsa.forced_blocks(cfg, t[r : r + 1], np.arange(score.shape[-1]))[0]
-            assert set(np.flatnonzero(forced)) <= set(chosen), where
-            lowest = min(score[r, h, b] for b in mine[:n] if not forced[b])
-            for b in set(mine[:n]) ^ set(chosen):
-                assert abs(score[r, h, b] - lowest) <= tolerance[r, h] * lowest + 2.0**-118, where
 
 
 class AgainstNumPy(unittest.TestCase):
