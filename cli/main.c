@@ -13,6 +13,7 @@ typedef struct command {
 } command;
 
 static const command commands[] = {
+    {"bench", cmd_bench, "measure NSA and dense attention by length"},
     {"info", cmd_info, "show the version, the devices and the kernels chosen"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
