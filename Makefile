@@ -1,13 +1,29 @@
 # Two commands for a new machine: `make demo` and `make test`. The build itself is CMake's; see CMakeLists.txt.
 
 BUILD = build
+JOBS = $$(nproc)
 
 build:
-	cmake -S . -B $(BUILD) >/dev/null
-	cmake --build $(BUILD) -j
+	cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release >/dev/null
+	cmake --build $(BUILD) -j $(JOBS)
 
-test: build
+# Trains a small NSA model and its dense twin, compares, asks and draws them: about five minutes. Results in demo/.
+demo: setup
+	cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release >/dev/null
+	cmake --build $(BUILD) -j $(JOBS) --target nsa nsa_command
+	scripts/demo.sh $(BUILD)/nsa demo
+
+test: setup
+	$(MAKE) --no-print-directory build
 	scripts/test.sh $(BUILD)
+
+bench: setup
+	$(MAKE) --no-print-directory build
+	$(BUILD)/nsa bench
+
+# Installs what is missing (Debian packages).
+setup:
+	scripts/setup.sh
 
 format:
 	git ls-files '*.c' '*.h' '*.inc' | xargs clang-format -i
@@ -15,4 +31,4 @@ format:
 clean:
 	rm -rf build build-*
 
-.PHONY: build test format clean
+.PHONY: build demo test bench setup format clean

@@ -40,13 +40,13 @@ static void print_json(const bench_options *o, const bench_shape *shape, const n
            gflops, gflops / peak);
 }
 
-static void print_row(const bench_shape *shape, double peak, bench_op op, const bench_row *row)
+static void print_row(FILE *out, const bench_shape *shape, double peak, bench_op op, const bench_row *row)
 {
     const double nsa = row->time[op][BENCH_NSA].ms, dense = row->time[op][BENCH_DENSE].ms;
     const double *gflops = row->gflops[op];
-    printf("%-9s %8d %11.3f %11.3f %8.2fx %9.1f %5.1f%% %9.1f %5.1f%%\n", bench_op_names[op], shape->seqlen, nsa, dense,
-           dense / nsa, gflops[BENCH_NSA], 100 * gflops[BENCH_NSA] / peak, gflops[BENCH_DENSE],
-           100 * gflops[BENCH_DENSE] / peak);
+    fprintf(out, "%-9s %8d %11.3f %11.3f %8.2fx %9.1f %5.1f%% %9.1f %5.1f%%\n", bench_op_names[op], shape->seqlen, nsa,
+            dense, dense / nsa, gflops[BENCH_NSA], 100 * gflops[BENCH_NSA] / peak, gflops[BENCH_DENSE],
+            100 * gflops[BENCH_DENSE] / peak);
 }
 
 static int measure_length(const bench_options *o, const bench_shape *shape, const nsa_ctx *ctx, double peak,
@@ -69,8 +69,8 @@ static int measure_length(const bench_options *o, const bench_shape *shape, cons
             if (o->json)
                 print_json(o, shape, ctx, peak, (bench_op)op, (bench_attention)a, row);
         }
-        if (!o->json && exit_code == CLI_OK)
-            print_row(shape, peak, (bench_op)op, row);
+        if (exit_code == CLI_OK)
+            print_row(o->json ? stderr : stdout, shape, peak, (bench_op)op, row);
         fflush(stdout);
     }
     bench_case_destroy(b);
@@ -122,13 +122,12 @@ static int run_bench(bench_options *o, const nsa_ctx *ctx)
     shape.cfg.n_heads_kv = o->heads_kv;
     shape.cfg.d_qk = o->d_qk;
     shape.cfg.d_v = o->d_v;
-    if (!o->json) {
-        printf("cpu (%s), %d threads, peak %.1f GFLOP/s measured; %s, %d/%d heads, d %d/%d, batch %d, phi %s\n",
-               nsa_ctx_isa(ctx), nsa_ctx_threads(ctx), peak, dtype_names[o->dtype], o->heads_q, o->heads_kv, o->d_qk,
-               o->d_v, o->batch, phi_names[o->phi]);
-        printf("%-9s %8s %11s %11s %9s %9s %6s %9s %6s\n", "op", "tokens", "nsa ms", "dense ms", "speed-up", "nsa GF/s",
-               "peak", "dense", "peak");
-    }
+    FILE *out = o->json ? stderr : stdout;
+    fprintf(out, "cpu (%s), %d threads, peak %.1f GFLOP/s measured; %s, %d/%d heads, d %d/%d, batch %d, phi %s\n",
+            nsa_ctx_isa(ctx), nsa_ctx_threads(ctx), peak, dtype_names[o->dtype], o->heads_q, o->heads_kv, o->d_qk,
+            o->d_v, o->batch, phi_names[o->phi]);
+    fprintf(out, "%-9s %8s %11s %11s %9s %9s %6s %9s %6s\n", "op", "tokens", "nsa ms", "dense ms", "speed-up",
+            "nsa GF/s", "peak", "dense", "peak");
     for (int i = 0; i < o->lengths.n; i++) {
         shape.seqlen = (int32_t)o->lengths.item[i];
         const int exit_code = measure_length(o, &shape, ctx, peak, &rows[i]);
@@ -159,7 +158,7 @@ int cmd_bench(int argc, char **argv)
     const arg args[] = {
         arg_choice("device", &o.device, "cpu", "cpu", "where to run"),
         arg_flag("quick", &o.quick, "lengths 1024,2048,4096 and fewer repetitions: within a minute"),
-        arg_flag("json", &o.json, "one JSON object per line instead of a table"),
+        arg_flag("json", &o.json, "JSON lines on stdout, one per measurement; the table goes to stderr"),
         arg_string("chart", &o.chart, "FILE", NULL, "draw ms over length (.png or .svg)"),
         arg_given(arg_ints("lengths", &o.lengths, 1, 1 << 24, "2048,4096,8192,16384", "tokens in a sequence"),
                   &o.lengths_given),

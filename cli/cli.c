@@ -1,7 +1,10 @@
 #include "cli/cli.h"
 
+#include <errno.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 
 int cli_fail(const char *format, ...)
 {
@@ -15,4 +18,13 @@ int cli_fail(const char *format, ...)
             *c = ' ';
     fprintf(stderr, "nsa: %s\n", message);
     return CLI_FAILED;
+}
+
+int cli_write_file(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "w");
+    bool written = file != NULL && fputs(text, file) >= 0;
+    if (file != NULL && fclose(file) != 0)
+        written = false;
+    return written ? CLI_OK : cli_fail("%s: cannot be written: %s", path, strerror(errno));
 }

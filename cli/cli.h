@@ -7,11 +7,15 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 int cmd_train(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
+int cmd_losses(int argc, char **argv);
 int cmd_map(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 
 /* "nsa: ..." as one line on stderr, whatever the text holds; returns CLI_FAILED: `return cli_fail("%s: ...", path);` */
 int cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* The text as the whole of a file. */
+int cli_write_file(const char *path, const char *text);
 
 #endif

@@ -4,6 +4,9 @@
 
 #include <cairo-svg.h>
 #include <errno.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -168,6 +171,32 @@ void draw_rect(canvas *c, double x, double y, double width, double height, rgb c
     set_color(c, color);
     cairo_rectangle(c->cr, x, y, width, height);
     cairo_fill(c->cr);
+}
+
+/* Cells with sharp edges and no seams. */
+void draw_image(canvas *c, double x, double y, double width, double height, const rgb *cells, int columns, int rows)
+{
+    cairo_surface_t *image = cairo_image_surface_create(CAIRO_FORMAT_RGB24, columns, rows);
+    unsigned char *data = cairo_image_surface_get_data(image);
+    const int stride = cairo_image_surface_get_stride(image);
+    for (int i = 0; data != NULL && i < rows; i++) {
+        for (int j = 0; j < columns; j++) {
+            const rgb color = cells[(size_t)i * (size_t)columns + (size_t)j];
+            const uint32_t pixel = (uint32_t)lround(255 * color.r) << 16 | (uint32_t)lround(255 * color.g) << 8 |
+                                   (uint32_t)lround(255 * color.b);
+            memcpy(data + (ptrdiff_t)i * stride + 4 * (ptrdiff_t)j, &pixel, sizeof pixel);
+        }
+    }
+    cairo_surface_mark_dirty(image);
+    cairo_save(c->cr);
+    cairo_translate(c->cr, x, y);
+    cairo_scale(c->cr, width / columns, height / rows);
+    cairo_set_source_surface(c->cr, image, 0, 0);
+    cairo_pattern_set_filter(cairo_get_source(c->cr), CAIRO_FILTER_NEAREST);
+    cairo_rectangle(c->cr, 0, 0, columns, rows);
+    cairo_fill(c->cr);
+    cairo_restore(c->cr);
+    cairo_surface_destroy(image);
 }
 
 void draw_dot(canvas *c, double x, double y, double radius, rgb color)

@@ -45,6 +45,7 @@ void draw_text_upward(canvas *c, double x, double y, text_style style, const cha
 double text_width(canvas *c, text_style style, const char *text);
 void draw_line(canvas *c, double x0, double y0, double x1, double y1, double width, rgb color);
 void draw_rect(canvas *c, double x, double y, double width, double height, rgb color);
+void draw_image(canvas *c, double x, double y, double width, double height, const rgb *cells, int columns, int rows);
 void draw_dot(canvas *c, double x, double y, double radius, rgb color);
 
 #endif

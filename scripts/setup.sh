@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Installs what the build, the tests and the demonstration need and this machine lacks: Debian packages, as root or by
+# sudo. Says what it installs; does nothing where nothing is missing.
+set -euo pipefail
+
+packages=(cmake pkg-config libcairo2-dev libcjson-dev libdnnl-dev libcmocka-dev python3 python3-numpy
+          bible-kjv bible-kjv-text)
+
+# gcc brings OpenMP along; Debian's clang does not.
+if ! echo 'int main(void) { return 0; }' | "${CC:-cc}" -fopenmp -x c -o /dev/null - 2>/dev/null; then
+    packages+=(libomp-dev)
+fi
+
+if ! command -v apt-get dpkg-query >/dev/null; then
+    echo "setup: no apt-get here; the build needs what Debian calls: ${packages[*]}" >&2
+    exit 0
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+    [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+done
+((${#missing[@]})) || exit 0
+
+as_root=()
+if ((EUID != 0)); then
+    command -v sudo >/dev/null || { echo "setup: install as root: apt-get install ${missing[*]}" >&2; exit 1; }
+    as_root=(sudo)
+fi
+echo "setup: installing ${missing[*]}"
+"${as_root[@]}" apt-get update -qq
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
