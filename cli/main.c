@@ -14,7 +14,6 @@ typedef struct command {
 
 static const command commands[] = {
     {"losses", cmd_losses, "show training logs side by side"},
-    {"bench", cmd_bench, "measure NSA and dense attention by length"},
     {"info", cmd_info, "show the version, the devices and the kernels chosen"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
