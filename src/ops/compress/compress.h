@@ -8,6 +8,10 @@
  *     mlp            y = GELU(flat(x + pe) w1 + b1) w2 + b2                GELU(z) = z Phi(z), with erf
  *
  * Weights per kv head or shared by all. Backward: each token collects from up to block/stride blocks.
+ *
+ *     compress_ref.c    the oracle
+ *     compress_dense.c  linear and mlp: matrix products over tiles of blocks, no copy of overlapping blocks
+ *     compress_pool.c   mean and both gated kinds: weighted sums of a block's rows
  */
 #ifndef NSA_OPS_COMPRESS_H
 #define NSA_OPS_COMPRESS_H
@@ -31,7 +35,7 @@ typedef struct compress_problem {
 
     /* backward */
     nsa_tensor dy;
-    nsa_tensor dx;   /* any float dtype */
+    nsa_tensor dx; /* any float dtype */
     bool add_dx;
     nsa_phi dphi;
 
@@ -43,6 +47,34 @@ typedef struct compress_impl {
     bool (*supports)(const compress_problem *p);
     op_fn *forward, *backward; /* of a compress_problem */
 } compress_impl;
+
+/* Elements of one set of parameters; 0 for a member that the kind has not. */
+typedef struct phi_sizes {
+    int64_t pe, w1, b1, w2, b2;
+} phi_sizes;
+
+phi_sizes compress_phi_sizes(const compress_problem *p);
+
+static inline int32_t compress_n_sets(const compress_problem *p)
+{
+    return p->phi.per_head ? p->cfg->n_heads_kv : 1;
+}
+
+/* The blocks of a sequence that are made: first .. n - 1; their rows in a packed y start at y_row. */
+typedef struct cmp_blocks {
+    int64_t first, n, y_row;
+} cmp_blocks;
+
+static inline cmp_blocks compress_blocks(const compress_problem *p, int32_t s)
+{
+    const seq q = seq_at(&p->seqs, s);
+    cmp_blocks b = {0, n_cmp_visible(p->cfg, q.t_k - 1), q.k0 / p->cfg->cmp_stride};
+    if (p->first != NULL) {
+        b.first = min_i64(p->first[s], b.n);
+        b.y_row = p->y_row[s];
+    }
+    return b;
+}
 
 extern const compress_impl compress_impls[]; /* fastest first, the oracle last; ends with name = NULL */
 
