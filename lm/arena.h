@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 typedef struct lm_arena {
-    char *base;    /* NULL: count only */
+    char *base; /* NULL: count only */
     size_t used;
     bool overflow; /* the sizes passed SIZE_MAX */
 } lm_arena;

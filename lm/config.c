@@ -7,9 +7,18 @@
 
 #define MODEL(field) offsetof(lm_config, model.field)
 #define TRAIN(field) offsetof(lm_config, train.field)
-#define I32(name, offset, min, max, help) {name, SETTING_I32, offset, min, max, NULL, help}
-#define REAL(name, offset, min, max, help) {name, SETTING_DOUBLE, offset, min, max, NULL, help}
-#define CHOICE(name, offset, choices, last, help) {name, SETTING_CHOICE, offset, 0, last, choices, help}
+#define I32(name, offset, min, max, help)                                                                              \
+    {                                                                                                                  \
+        name, SETTING_I32, offset, min, max, NULL, help                                                                \
+    }
+#define REAL(name, offset, min, max, help)                                                                             \
+    {                                                                                                                  \
+        name, SETTING_DOUBLE, offset, min, max, NULL, help                                                             \
+    }
+#define CHOICE(name, offset, choices, last, help)                                                                      \
+    {                                                                                                                  \
+        name, SETTING_CHOICE, offset, 0, last, choices, help                                                           \
+    }
 
 static const double max_exact = 9007199254740992.0; /* 2^53: JSON numbers are doubles */
 
@@ -24,7 +33,8 @@ const setting settings[] = {
     I32("d_ff", MODEL(d_ff), 1, 1 << 18, "width of the feed-forward layer"),
     CHOICE("shared_kv", MODEL(shared_kv), "off|on", 1, "on: the branches share keys and values"),
     I32("gate_hidden", MODEL(gate_hidden), 1, 65536, "width of the gates' hidden layer"),
-    CHOICE("phi", MODEL(phi), "mean|linear|gated-token|gated-channel|mlp", 4, "compression: mean, linear, gated-token, gated-channel or mlp"),
+    CHOICE("phi", MODEL(phi), "mean|linear|gated-token|gated-channel|mlp", 4,
+           "compression: mean, linear, gated-token, gated-channel or mlp"),
     I32("phi_hidden", MODEL(phi_hidden), 1, 65536, "width of the hidden layer of --phi mlp"),
     I32("cmp_block", MODEL(cmp_block), 1, 65536, "tokens of a compression block"),
     I32("cmp_stride", MODEL(cmp_stride), 1, 65536, "tokens between compression blocks"),

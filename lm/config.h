@@ -18,11 +18,11 @@ typedef struct model_config {
     int32_t layers;
     int32_t d_model;
     int32_t heads, kv_heads;
-    int32_t head_dim;  /* of queries, keys and values */
+    int32_t head_dim; /* of queries, keys and values */
     int32_t d_ff;
     int32_t shared_kv; /* 1: the branches share one K and one V */
     int32_t gate_hidden;
-    int32_t phi;       /* nsa_phi_kind, for keys and values */
+    int32_t phi; /* nsa_phi_kind, for keys and values */
     int32_t phi_hidden;
     int32_t cmp_block, cmp_stride, slc_block, slc_topk, slc_n_init, slc_n_local, win;
     double rope_theta;
@@ -30,11 +30,11 @@ typedef struct model_config {
 
 typedef struct train_config {
     int32_t steps;
-    int32_t batch;        /* sequences of a step */
-    double lr;            /* the highest; warm-up is linear, then a cosine falls to a tenth */
+    int32_t batch; /* sequences of a step */
+    double lr;     /* the highest; warm-up is linear, then a cosine falls to a tenth */
     int32_t warmup;
     double weight_decay, beta1, beta2, clip;
-    double needle_share;  /* of the training sequences */
+    double needle_share; /* of the training sequences */
     int64_t seed;
 } train_config;
 
@@ -48,9 +48,9 @@ typedef enum setting_type { SETTING_I32, SETTING_I64, SETTING_DOUBLE, SETTING_CH
 typedef struct setting {
     const char *name;
     setting_type type;
-    size_t offset;              /* in lm_config */
-    double min, max;            /* allowed, both included */
-    const char *choices;        /* SETTING_CHOICE: "nsa|dense"; the value is the index, int32 */
+    size_t offset;       /* in lm_config */
+    double min, max;     /* allowed, both included */
+    const char *choices; /* SETTING_CHOICE: "nsa|dense"; the value is the index, int32 */
     const char *help;
 } setting;
 

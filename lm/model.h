@@ -12,8 +12,8 @@
  * before their rotation, the other two after it: a block's summary then does not depend on where the block stands, and
  * phi's own intra-block encoding tells the order inside a block.
  *
- * A row of Wqkv's output holds the heads of q, then of k and v of each branch: q | k_cmp k_slc k_win | v_cmp v_slc v_win,
- * or q | k | v when there is one K and V.
+ * A row of Wqkv's output holds the heads of q, then of k and v of each branch: q | k_cmp k_slc k_win | v_cmp v_slc
+ * v_win, or q | k | v when there is one K and V.
  */
 #ifndef LM_MODEL_H
 #define LM_MODEL_H

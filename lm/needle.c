@@ -5,9 +5,9 @@
 #include <string.h>
 
 static const char *const names[] = {
-    "Aaron",  "Abigail", "Abraham", "Adam",    "Amos",    "Anna",   "Caleb", "Daniel", "David",   "Deborah", "Elijah",
-    "Esther", "Eve",     "Ezra",    "Gideon",  "Hannah",  "Isaac",  "Jacob", "Joel",   "Jonah",   "Joseph",  "Joshua",
-    "Leah",   "Martha",  "Miriam",  "Moses",   "Naomi",   "Noah",   "Rachel", "Ruth",  "Samuel",  "Sarah",
+    "Aaron",  "Abigail", "Abraham", "Adam",   "Amos",   "Anna",  "Caleb",  "Daniel", "David",  "Deborah", "Elijah",
+    "Esther", "Eve",     "Ezra",    "Gideon", "Hannah", "Isaac", "Jacob",  "Joel",   "Jonah",  "Joseph",  "Joshua",
+    "Leah",   "Martha",  "Miriam",  "Moses",  "Naomi",  "Noah",  "Rachel", "Ruth",   "Samuel", "Sarah",
 };
 enum { N_NAMES = sizeof names / sizeof names[0] };
 
@@ -18,7 +18,8 @@ needle needle_draw(uint64_t seed, uint64_t stream, uint64_t index)
     const int number = (int)random_below(seed, stream, 2 * index + 1, 10000);
     const int before = snprintf(x.sentence, sizeof x.sentence, "\nThe secret number of %s is ", name);
     x.answer = before;
-    x.length = before + snprintf(x.sentence + before, sizeof x.sentence - (size_t)before, "%0*d.\n", NEEDLE_DIGITS, number);
+    x.length =
+        before + snprintf(x.sentence + before, sizeof x.sentence - (size_t)before, "%0*d.\n", NEEDLE_DIGITS, number);
     return x;
 }
 

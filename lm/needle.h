@@ -16,7 +16,7 @@ enum { NEEDLE_DIGITS = 4, NEEDLE_MAX = 64 };
 typedef struct needle {
     char sentence[NEEDLE_MAX]; /* with a line break before and after */
     int64_t length;
-    int64_t answer;            /* where its digits start */
+    int64_t answer; /* where its digits start */
 } needle;
 
 /* One of 32 names and a number. */

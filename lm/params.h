@@ -8,11 +8,11 @@
 typedef enum init_kind {
     INIT_ZEROS,
     INIT_ONES,
-    INIT_NORMAL,       /* of standard deviation arg */
-    INIT_MEAN_LINEAR,  /* phi linear's w1 [.., block*d, d]: the mean of the block */
-    INIT_MEAN_MLP_W1,  /* phi mlp's w1 [.., block*d, hidden] and w2 [.., hidden, d]: hidden channels 2c and 2c+1 are */
-    INIT_MEAN_MLP_W2   /* +mean and -mean of channel c, since GELU(z) - GELU(-z) = z; what is left starts at random in
-                          w1 and at 0 in w2. With hidden >= 2 d this is the mean exactly. */
+    INIT_NORMAL,      /* of standard deviation arg */
+    INIT_MEAN_LINEAR, /* phi linear's w1 [.., block*d, d]: the mean of the block */
+    INIT_MEAN_MLP_W1, /* phi mlp's w1 [.., block*d, hidden] and w2 [.., hidden, d]: hidden channels 2c and 2c+1 are */
+    INIT_MEAN_MLP_W2  /* +mean and -mean of channel c, since GELU(z) - GELU(-z) = z; what is left starts at random in
+                         w1 and at 0 in w2. With hidden >= 2 d this is the mean exactly. */
 } init_kind;
 
 enum { PARAM_MAX_DIMS = 3 };
@@ -31,8 +31,8 @@ typedef struct param {
 typedef struct param_table {
     param *items;
     int32_t n, capacity;
-    int64_t total;  /* floats, padding included */
-    bool failed;    /* out of memory, or sizes that overflow */
+    int64_t total; /* floats, padding included */
+    bool failed;   /* out of memory, or sizes that overflow */
 } param_table;
 
 /* Adds a tensor and returns its offset. Failure is kept in the table: look once, at the end. shape ends with 0. */

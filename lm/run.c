@@ -183,8 +183,8 @@ static bool layer_forward(run *r, int32_t l)
     LM_TRY(matmul(a->mid, d, plain(a->o, q), plain(w + p->attn_out, d), r->rows, d, q, true));
 
     rmsnorm_forward(a->ffn_in, a->ffn_rstd, a->mid, w + p->ffn_norm, r->rows, d);
-    LM_TRY(matmul(a->ffn_pre, 2 * c->d_ff, plain(a->ffn_in, d), plain(w + p->ffn_in, 2 * c->d_ff), r->rows,
-                  2 * c->d_ff, d, false));
+    LM_TRY(matmul(a->ffn_pre, 2 * c->d_ff, plain(a->ffn_in, d), plain(w + p->ffn_in, 2 * c->d_ff), r->rows, 2 * c->d_ff,
+                  d, false));
     swiglu_forward(a->ffn_act, a->ffn_pre, r->rows, c->d_ff);
     copy_unless_same(next, a->mid, r->rows * d);
     return matmul(next, d, plain(a->ffn_act, c->d_ff), plain(w + p->ffn_out, d), r->rows, d, c->d_ff, true);
@@ -232,11 +232,11 @@ static bool ffn_backward(run *r, int32_t l, float *g)
     const float *w = r->m->weights;
     const layer_acts *a = &r->layers[l];
     const layer_grads *d = &r->d;
-    LM_TRY(linear_backward(r, d->ffn_act, false, g + p->ffn_out, d->x, a->ffn_act, w + p->ffn_out, c->d_ff,
-                           c->d_model));
+    LM_TRY(
+        linear_backward(r, d->ffn_act, false, g + p->ffn_out, d->x, a->ffn_act, w + p->ffn_out, c->d_ff, c->d_model));
     swiglu_backward(d->ffn_pre, d->ffn_act, a->ffn_pre, r->rows, c->d_ff);
-    LM_TRY(linear_backward(r, d->in, false, g + p->ffn_in, d->ffn_pre, a->ffn_in, w + p->ffn_in, c->d_model,
-                           2 * c->d_ff));
+    LM_TRY(
+        linear_backward(r, d->in, false, g + p->ffn_in, d->ffn_pre, a->ffn_in, w + p->ffn_in, c->d_model, 2 * c->d_ff));
     rmsnorm_backward(d->x, g + p->ffn_norm, d->in, a->mid, a->ffn_rstd, w + p->ffn_norm, r->rows, c->d_model);
     return true;
 }
@@ -271,8 +271,8 @@ static bool layer_backward(run *r, int32_t l, float *g)
     LM_TRY(linear_backward(r, d->o, false, g + p->attn_out, d->x, a->o, w + p->attn_out,
                            (int64_t)c->heads * c->head_dim, c->d_model));
     LM_TRY(attention_backward(r, l, g));
-    LM_TRY(linear_backward(r, d->in, false, g + p->qkv, d->qkv, a->attn_in, w + p->qkv, c->d_model,
-                           r->m->columns.width));
+    LM_TRY(
+        linear_backward(r, d->in, false, g + p->qkv, d->qkv, a->attn_in, w + p->qkv, c->d_model, r->m->columns.width));
     if (!model_is_dense(r->m))
         LM_TRY(gate_backward(r, l, g));
     rmsnorm_backward(d->x, g + p->attn_norm, d->in, a->x, a->attn_rstd, w + p->attn_norm, r->rows, c->d_model);

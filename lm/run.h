@@ -8,14 +8,14 @@
 #include "lm/model.h"
 
 typedef struct layer_acts {
-    float *x;                    /* [rows][d_model], the layer's input */
-    float *attn_in, *attn_rstd;  /* normed x */
-    float *qkv, *rot;            /* columns: see qkv_columns */
+    float *x;                             /* [rows][d_model], the layer's input */
+    float *attn_in, *attn_rstd;           /* normed x */
+    float *qkv, *rot;                     /* columns: see qkv_columns */
     float *gate_pre, *gate_hidden, *gate; /* [rows][gate_hidden] twice, [rows][heads][3] */
     float *o, *o_branch[NSA_N_BRANCHES], *lse[NSA_N_BRANCHES];
     float *k_cmp, *v_cmp;
     int32_t *slc_idx;
-    float *mid;                  /* x plus attention */
+    float *mid; /* x plus attention */
     float *ffn_in, *ffn_rstd, *ffn_pre, *ffn_act;
 } layer_acts;
 
@@ -28,14 +28,14 @@ typedef struct kv_store kv_store; /* lm/session.c */
 typedef struct run {
     const model *m;
     int32_t n_seqs, seqlen;
-    int64_t rows;         /* n_seqs * seqlen; in a session, the new tokens of the call */
+    int64_t rows; /* n_seqs * seqlen; in a session, the new tokens of the call */
     bool training;
-    layer_acts *layers;   /* [layers + 1]; of the last only x is used */
+    layer_acts *layers; /* [layers + 1]; of the last only x is used */
     float *final_in, *final_rstd, *logits, *loss;
     layer_grads d;
     float *rope;
-    int64_t first;        /* position of the first row of a sequence: 0 but in a session */
-    kv_store *kv;         /* not NULL: attention goes through a cache */
+    int64_t first; /* position of the first row of a sequence: 0 but in a session */
+    kv_store *kv;  /* not NULL: attention goes through a cache */
     int32_t *cu_seqlens;
     void *workspace;
     size_t workspace_bytes;

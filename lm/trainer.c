@@ -16,7 +16,7 @@ static float *alloc_like_weights(const model *m)
 static bool fill(trainer *t)
 {
     const lm_config *cfg = &t->cfg;
-    LM_TRY(text_check(t->data, cfg->model.context));
+    LM_TRY(corpus_check(t->data, cfg->model.context));
     LM_TRY(model_create(&t->m, cfg));
     LM_TRY(run_create(&t->r, t->m, cfg->train.batch, cfg->model.context, true));
     t->grads = alloc_like_weights(t->m);
@@ -31,7 +31,7 @@ static bool fill(trainer *t)
     return true;
 }
 
-bool trainer_create(trainer **out, const lm_config *cfg, const text *data)
+bool trainer_create(trainer **out, const lm_config *cfg, const corpus *data)
 {
     *out = NULL;
     trainer *t = calloc(1, sizeof *t);
@@ -75,7 +75,7 @@ bool trainer_step(trainer *t, double *loss)
     const train_config *c = &t->cfg.train;
     model *m = t->m;
     for (int32_t row = 0; row < c->batch; row++) {
-        text_sample(t->data, c, t->step, row, t->cfg.model.context, t->bytes);
+        corpus_sample(t->data, c, t->step, row, t->cfg.model.context, t->bytes);
         set_row(t, row, t->bytes);
     }
     LM_TRY(run_forward(t->r, t->tokens));
@@ -96,12 +96,12 @@ bool trainer_validate(trainer *t, double *loss)
 {
     const int32_t n = t->cfg.model.context;
     const int32_t batch = t->cfg.train.batch;
-    const int64_t all = text_n_windows(t->data, TEXT_HELD_OUT, n);
+    const int64_t all = corpus_n_windows(t->data, CORPUS_HELD_OUT, n);
     int64_t windows = VALIDATION_TOKENS / n < batch ? batch : VALIDATION_TOKENS / n / batch * batch;
     double sum = 0.0;
     for (int64_t first = 0; first < windows; first += batch) {
         for (int32_t row = 0; row < batch; row++)
-            set_row(t, row, text_window(t->data, TEXT_HELD_OUT, n, (first + row) * all / windows));
+            set_row(t, row, corpus_window(t->data, CORPUS_HELD_OUT, n, (first + row) * all / windows));
         LM_TRY(run_forward(t->r, t->tokens));
         double mean = 0.0;
         run_loss(t->r, t->targets, &mean);

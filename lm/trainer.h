@@ -3,11 +3,11 @@
 #define LM_TRAINER_H
 
 #include "lm/run.h"
-#include "lm/text.h"
+#include "lm/corpus.h"
 
 typedef struct trainer {
     lm_config cfg;
-    const text *data;
+    const corpus *data;
     model *m;
     run *r;
     float *grads, *adam_m, *adam_v; /* laid out as the model's weights */
@@ -17,7 +17,7 @@ typedef struct trainer {
 } trainer;
 
 /* The text must outlive the trainer. */
-bool trainer_create(trainer **t, const lm_config *cfg, const text *data);
+bool trainer_create(trainer **t, const lm_config *cfg, const corpus *data);
 void trainer_destroy(trainer *t); /* NULL is fine */
 
 /* One step: *loss is the mean over its batch before the update. A loss that is not finite is an error, and changes

@@ -1,4 +1,4 @@
-#include "lm/text.h"
+#include "lm/corpus.h"
 #include "lm/error.h"
 #include "lm/needle.h"
 #include "lm/random.h"
@@ -10,9 +10,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ---- Reading ------------------------------------------------------------------------------------------------------- */
+/* ---- Reading -------------------------------------------------------------------------------------------------------
+ */
 
-static bool read_bytes(int fd, const char *path, text_file *f)
+static bool read_bytes(int fd, const char *path, corpus_file *f)
 {
     int64_t done = 0;
     while (done < f->n) {
@@ -28,7 +29,7 @@ static bool read_bytes(int fd, const char *path, text_file *f)
     return memchr(f->bytes, 0, (size_t)f->n) == NULL ? true : lm_fail("%s: not text: it holds NUL bytes", path);
 }
 
-static bool read_open_file(int fd, const char *path, text_file *f)
+static bool read_open_file(int fd, const char *path, corpus_file *f)
 {
     struct stat info;
     if (fstat(fd, &info) != 0)
@@ -45,7 +46,7 @@ static bool read_open_file(int fd, const char *path, text_file *f)
     return f->bytes != NULL ? read_bytes(fd, path, f) : lm_fail("%s: out of memory: %lld bytes", path, (long long)f->n);
 }
 
-static bool read_file(const char *path, text_file *f)
+static bool read_file(const char *path, corpus_file *f)
 {
     /* Not blocking: a pipe without a writer is refused instead of waited for. */
     const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
@@ -64,15 +65,15 @@ static uint64_t hash_bytes(uint64_t hash, const uint8_t *bytes, int64_t n)
     return hash;
 }
 
-bool text_load(text *t, const char *const *paths, int32_t n_paths)
+bool corpus_load(corpus *t, const char *const *paths, int32_t n_paths)
 {
-    *t = (text){.n_files = n_paths, .hash = 0xcbf29ce484222325U};
+    *t = (corpus){.n_files = n_paths, .hash = 0xcbf29ce484222325U};
     t->files = calloc((size_t)n_paths, sizeof *t->files);
     if (t->files == NULL)
         return lm_out_of_memory("the text");
     for (int32_t i = 0; i < n_paths; i++) {
         if (!read_file(paths[i], &t->files[i])) {
-            text_free(t);
+            corpus_free(t);
             return false;
         }
         t->n_bytes += t->files[i].n;
@@ -82,28 +83,29 @@ bool text_load(text *t, const char *const *paths, int32_t n_paths)
     return true;
 }
 
-void text_free(text *t)
+void corpus_free(corpus *t)
 {
     for (int32_t i = 0; t->files != NULL && i < t->n_files; i++)
         free(t->files[i].bytes);
     free(t->files);
-    *t = (text){0};
+    *t = (corpus){0};
 }
 
-/* ---- Windows ------------------------------------------------------------------------------------------------------- */
+/* ---- Windows -------------------------------------------------------------------------------------------------------
+ */
 
-static int64_t part_start(const text_file *f, text_part part)
+static int64_t part_start(const corpus_file *f, corpus_part part)
 {
-    return part == TEXT_HELD_OUT ? f->n_train : 0;
+    return part == CORPUS_HELD_OUT ? f->n_train : 0;
 }
 
-static int64_t file_windows(const text_file *f, text_part part, int32_t n)
+static int64_t file_windows(const corpus_file *f, corpus_part part, int32_t n)
 {
     const int64_t bytes = f->n - part_start(f, part);
     return bytes < 1 ? 0 : (bytes - 1) / n;
 }
 
-int64_t text_n_windows(const text *t, text_part part, int32_t n)
+int64_t corpus_n_windows(const corpus *t, corpus_part part, int32_t n)
 {
     int64_t windows = 0;
     for (int32_t i = 0; i < t->n_files; i++)
@@ -111,7 +113,7 @@ int64_t text_n_windows(const text *t, text_part part, int32_t n)
     return windows;
 }
 
-const uint8_t *text_window(const text *t, text_part part, int32_t n, int64_t window)
+const uint8_t *corpus_window(const corpus *t, corpus_part part, int32_t n, int64_t window)
 {
     int32_t i = 0;
     for (; window >= file_windows(&t->files[i], part, n); i++)
@@ -119,15 +121,16 @@ const uint8_t *text_window(const text *t, text_part part, int32_t n, int64_t win
     return t->files[i].bytes + part_start(&t->files[i], part) + window * n;
 }
 
-/* ---- Training sequences ---------------------------------------------------------------------------------------------- */
+/* ---- Training sequences
+ * ---------------------------------------------------------------------------------------------- */
 
 /* Places where a sequence of n tokens and the byte after it can start. */
-static int64_t file_starts(const text_file *f, int32_t n)
+static int64_t file_starts(const corpus_file *f, int32_t n)
 {
     return f->n_train > n ? f->n_train - n : 0;
 }
 
-static int64_t n_starts(const text *t, int32_t n)
+static int64_t n_starts(const corpus *t, int32_t n)
 {
     int64_t starts = 0;
     for (int32_t i = 0; i < t->n_files; i++)
@@ -135,19 +138,19 @@ static int64_t n_starts(const text *t, int32_t n)
     return starts;
 }
 
-bool text_check(const text *t, int32_t n)
+bool corpus_check(const corpus *t, int32_t n)
 {
     if (n_starts(t, n) == 0)
         return lm_fail("--data holds no %lld bytes of training text in one file, which --context %d needs",
                        (long long)n + 1, n);
-    if (text_n_windows(t, TEXT_HELD_OUT, n) == 0)
+    if (corpus_n_windows(t, CORPUS_HELD_OUT, n) == 0)
         return lm_fail("--data: the last tenth of each file is held out, and none holds the %lld bytes that --context "
                        "%d needs",
                        (long long)n + 1, n);
     return true;
 }
 
-void text_sample(const text *t, const train_config *cfg, int64_t step, int32_t row, int32_t n, uint8_t *bytes)
+void corpus_sample(const corpus *t, const train_config *cfg, int64_t step, int32_t row, int32_t n, uint8_t *bytes)
 {
     const uint64_t seed = (uint64_t)cfg->seed;
     const uint64_t stream = RANDOM_TRAINING + (uint64_t)step;

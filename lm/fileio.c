@@ -1,0 +1,143 @@
+#include "lm/fileio.h"
+#include "lm/error.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+bool path_join(char path[LM_PATH_MAX], const char *directory, const char *name)
+{
+    const int n = snprintf(path, LM_PATH_MAX, "%s/%s", directory, name);
+    return n > 0 && n < LM_PATH_MAX ? true : lm_fail("%.100s...: the path is too long", directory);
+}
+
+bool file_read_at(int fd, const char *path, void *data, size_t bytes, int64_t offset)
+{
+    for (size_t done = 0; done < bytes;) {
+        const ssize_t got = pread(fd, (char *)data + done, bytes - done, (off_t)(offset + (int64_t)done));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return lm_fail_errno(path, "cannot read");
+        if (got == 0)
+            return lm_fail("%s: ends too early", path);
+        done += (size_t)got;
+    }
+    return true;
+}
+
+bool file_write(int fd, const char *path, const void *data, size_t bytes)
+{
+    for (size_t done = 0; done < bytes;) {
+        const ssize_t put = write(fd, (const char *)data + done, bytes - done);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0)
+            return lm_fail_errno(path, "cannot write");
+        done += (size_t)put;
+    }
+    return true;
+}
+
+static bool read_text(int fd, const char *path, size_t max, char **text)
+{
+    struct stat info;
+    if (fstat(fd, &info) != 0)
+        return lm_fail_errno(path, "cannot read");
+    if (!S_ISREG(info.st_mode))
+        return lm_fail("%s: is not a regular file", path);
+    if ((uint64_t)info.st_size > max)
+        return lm_fail("%s: is larger than %zu bytes", path, max);
+    const size_t n = (size_t)info.st_size;
+    char *bytes = malloc(n + 1);
+    if (bytes == NULL)
+        return lm_fail("%s: out of memory", path);
+    bytes[n] = '\0';
+    if (!file_read_at(fd, path, bytes, n, 0) || (strlen(bytes) != n && !lm_fail("%s: holds NUL bytes", path))) {
+        free(bytes);
+        return false;
+    }
+    *text = bytes;
+    return true;
+}
+
+bool file_read_text(const char *path, size_t max, char **text)
+{
+    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return lm_fail_errno(path, "cannot open");
+    const bool ok = read_text(fd, path, max, text);
+    (void)close(fd);
+    return ok;
+}
+
+bool file_create(const char *path, int *fd)
+{
+    *fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    return *fd >= 0 ? true : lm_fail_errno(path, "cannot create");
+}
+
+bool file_finish(int fd, const char *path)
+{
+    const bool synced = fsync(fd) == 0 ? true : lm_fail_errno(path, "cannot write");
+    const bool closed = close(fd) == 0 || !synced ? true : lm_fail_errno(path, "cannot write");
+    return synced && closed;
+}
+
+bool file_write_text(const char *path, const char *text)
+{
+    int fd = -1;
+    LM_TRY(file_create(path, &fd));
+    if (!file_write(fd, path, text, strlen(text))) {
+        (void)close(fd);
+        return false;
+    }
+    return file_finish(fd, path);
+}
+
+bool directory_sync(const char *path)
+{
+    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return lm_fail_errno(path, "cannot open");
+    const bool ok = fsync(fd) == 0 ? true : lm_fail_errno(path, "cannot write");
+    (void)close(fd);
+    return ok;
+}
+
+bool directory_walk(const char *path, bool (*visit)(void *arg, const char *name), void *arg)
+{
+    DIR *directory = opendir(path);
+    if (directory == NULL)
+        return lm_fail_errno(path, "cannot open");
+    bool ok = true;
+    errno = 0;
+    for (struct dirent *entry = NULL; ok && (entry = readdir(directory)) != NULL; errno = 0) {
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            ok = visit(arg, entry->d_name);
+    }
+    if (ok && errno != 0)
+        ok = lm_fail_errno(path, "cannot read");
+    (void)closedir(directory);
+    return ok;
+}
+
+static bool remove_file(void *directory, const char *name)
+{
+    char path[LM_PATH_MAX];
+    LM_TRY(path_join(path, directory, name));
+    return unlink(path) == 0 ? true : lm_fail_errno(path, "cannot remove");
+}
+
+bool directory_remove(const char *path)
+{
+    char copy[LM_PATH_MAX];
+    (void)snprintf(copy, sizeof copy, "%s", path);
+    LM_TRY(directory_walk(path, remove_file, copy));
+    return rmdir(path) == 0 ? true : lm_fail_errno(path, "cannot remove");
+}
