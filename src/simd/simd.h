@@ -43,7 +43,8 @@ typedef struct simd_kernels {
     /* One step of an online softmax down the columns j < n of x [m][ldx]: with M = max(max[j], x[0][j] .. x[m-1][j])
      *     keep[j] = exp(scale * (max[j] - M))      x[i][j] = exp(scale * (x[i][j] - M))
      *     sum[j] = sum[j] * keep[j] + sum over i of x[i][j]      max[j] = M
-     * -inf in x is an absent element: 0. max starts at -inf, sum at 0. All arrays are padded like C of matmul. */
+     * -inf in x is an absent element: 0; a column of them leaves max and sum as they are and keep 1, or 0 while max is
+     * -inf. max starts at -inf, sum at 0. All arrays are padded like C of matmul. */
     void (*softmax_step)(float *x, int64_t ldx, int64_t m, int64_t n, float scale, float *max, float *sum, float *keep);
 
     /* Backward of softmax: s = p = exp(scale*s - lse) and dp = ds = p * (dp - delta) * scale, elements of [m][ld], n
