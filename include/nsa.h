@@ -70,7 +70,8 @@ typedef struct nsa_ctx_options {
     uint32_t struct_size; /* sizeof(nsa_ctx_options) */
     nsa_device device;
     int32_t n_threads; /* of one call; 0 = as many as OpenMP would use */
-    int32_t reference; /* not 0: run every operation by its oracle: slow, double accumulators. f64 tensors do so always */
+    int32_t
+        reference; /* not 0: run every operation by its oracle: slow, double accumulators. f64 tensors do so always */
 } nsa_ctx_options;
 
 /* options may be NULL: CPU, all threads. The instruction set is the best of what the CPU and the OS support, less those
@@ -160,7 +161,8 @@ static inline nsa_tensor nsa_packed(void *data, nsa_dtype dtype, int32_t n_heads
 
 enum { NSA_CMP = 0, NSA_SLC = 1, NSA_WIN = 2, NSA_N_BRANCHES = 3 };
 
-/* ---- Compression: k_cmp[i] = phi_k(k[i*cmp_stride .. +cmp_block-1]), v_cmp likewise (paper eq. 7) ------------------ */
+/* ---- Compression: k_cmp[i] = phi_k(k[i*cmp_stride .. +cmp_block-1]), v_cmp likewise (paper eq. 7) ------------------
+ */
 
 typedef enum nsa_phi_kind {
     NSA_PHI_MEAN = 0,      /* the average */
@@ -190,19 +192,19 @@ typedef struct nsa_phi {
 } nsa_phi;
 
 typedef struct nsa_compress_args {
-    int32_t d;      /* channels of x: d_qk for keys, d_v for values */
+    int32_t d; /* channels of x: d_qk for keys, d_v for values */
     nsa_phi phi;
-    nsa_tensor x;   /* [total_k][n_heads_kv][d] */
-    nsa_tensor y;   /* out: [rows][n_heads_kv][d], as k_cmp */
+    nsa_tensor x; /* [total_k][n_heads_kv][d] */
+    nsa_tensor y; /* out: [rows][n_heads_kv][d], as k_cmp */
 } nsa_compress_args;
 
 typedef struct nsa_compress_backward_args {
     int32_t d;
     nsa_phi phi;
     nsa_tensor x;
-    nsa_tensor dy;  /* as y */
-    nsa_tensor dx;  /* out: as x; tokens in no block get 0 */
-    nsa_phi dphi;   /* out */
+    nsa_tensor dy; /* as y */
+    nsa_tensor dx; /* out: as x; tokens in no block get 0 */
+    nsa_phi dphi;  /* out */
 } nsa_compress_backward_args;
 
 /* Of batch only the key side is read. */
@@ -255,10 +257,11 @@ NSA_DECLARE_ATTN(slc_attn)
 NSA_DECLARE_ATTN(win_attn)
 
 /* ---- Selection (paper eq. 8 to 12): the cmp branch's probabilities, summed over the group's heads and gathered onto
- *      selection blocks by the tokens they share; the largest win, ties go to the lower block ------------------------ */
+ *      selection blocks by the tokens they share; the largest win, ties go to the lower block ------------------------
+ */
 
 typedef struct nsa_select_args {
-    nsa_tensor q;       /* that of the cmp branch */
+    nsa_tensor q; /* that of the cmp branch */
     nsa_tensor k_cmp;
     nsa_tensor lse;     /* that of the cmp branch */
     nsa_tensor slc_idx; /* out: min(slc_topk, t/slc_block + 1) blocks, ascending, then -1 */
@@ -281,8 +284,8 @@ typedef struct nsa_gate_backward_args {
     nsa_tensor gate;
     nsa_tensor o_branch[NSA_N_BRANCHES];
     nsa_tensor d_o;
-    nsa_tensor dgate;                       /* out: gate's dtype, always per head */
-    nsa_tensor do_branch[NSA_N_BRANCHES];   /* out: gate[c] * d_o */
+    nsa_tensor dgate;                     /* out: gate's dtype, always per head */
+    nsa_tensor do_branch[NSA_N_BRANCHES]; /* out: gate[c] * d_o */
 } nsa_gate_backward_args;
 
 /* No workspace. Of batch only the query side is read. */
@@ -303,7 +306,8 @@ typedef struct nsa_forward_args {
     int32_t slc_idx_given;        /* not 0: slc_idx is an input, the caller's own selection */
     nsa_tensor o;                 /* out */
 
-    /* What backward needs, kept by the caller. In inference any of them may have data = NULL (unless it is an input). */
+    /* What backward needs, kept by the caller. In inference any of them may have data = NULL (unless it is an input).
+     */
     nsa_tensor k_cmp, v_cmp;
     nsa_tensor slc_idx;
     nsa_tensor o_branch[NSA_N_BRANCHES]; /* like o */
@@ -316,9 +320,9 @@ typedef struct nsa_backward_args {
     /* Out. Branches given the same output (data) get their sum, added in the order cmp, slc, win. */
     nsa_tensor dq[NSA_N_BRANCHES];
     nsa_tensor dk[NSA_N_BRANCHES], dv[NSA_N_BRANCHES];
-    nsa_tensor dgate;             /* gate's dtype, [total_q][n_heads_q][3]: always per head */
+    nsa_tensor dgate;               /* gate's dtype, [total_q][n_heads_q][3]: always per head */
     const nsa_phi *dphi_k, *dphi_v; /* with phi: gradients of its parameters */
-    nsa_tensor dk_cmp, dv_cmp;    /* without: gradients of k_cmp, v_cmp; dk[NSA_CMP], dv[NSA_CMP] are not written */
+    nsa_tensor dk_cmp, dv_cmp;      /* without: gradients of k_cmp, v_cmp; dk[NSA_CMP], dv[NSA_CMP] are not written */
 } nsa_backward_args;
 
 NSA_API nsa_status nsa_forward_workspace(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch,
@@ -347,7 +351,7 @@ typedef struct nsa_cache {
     int32_t shared_kv; /* not 0: the branches share one K and one V; they are stored once and k[0], v[0] are read */
     nsa_dtype dtype;   /* of q, k, v and of what is stored */
     int64_t n_pages;
-    void *pages;       /* n_pages times nsa_cache_page_bytes, 64-byte aligned */
+    void *pages; /* n_pages times nsa_cache_page_bytes, 64-byte aligned */
 } nsa_cache;
 
 NSA_API nsa_status nsa_cache_page_bytes(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache,
@@ -370,11 +374,11 @@ NSA_API nsa_status nsa_cache_drop(const nsa_ctx *ctx, const nsa_config *cfg, con
  * of k and v to its cache, and its queries attend to all that it then holds. */
 typedef struct nsa_cache_args {
     int32_t n_seqs;
-    int64_t total;              /* = cu_seqlens[n_seqs] */
-    const int32_t *cu_seqlens;  /* [n_seqs + 1] */
-    void *const *states;        /* [n_seqs], distinct */
-    const int32_t *page_table;  /* [n_seqs][pages_per_seq]: page of tokens p*page_size .. of sequence s */
-    int32_t pages_per_seq;      /* only the entries that the new length needs are read */
+    int64_t total;             /* = cu_seqlens[n_seqs] */
+    const int32_t *cu_seqlens; /* [n_seqs + 1] */
+    void *const *states;       /* [n_seqs], distinct */
+    const int32_t *page_table; /* [n_seqs][pages_per_seq]: page of tokens p*page_size .. of sequence s */
+    int32_t pages_per_seq;     /* only the entries that the new length needs are read */
     nsa_tensor q[NSA_N_BRANCHES], k[NSA_N_BRANCHES], v[NSA_N_BRANCHES];
     nsa_tensor gate;
     const nsa_phi *phi_k, *phi_v;
@@ -382,7 +386,8 @@ typedef struct nsa_cache_args {
     nsa_tensor slc_idx; /* out; data may be NULL */
 } nsa_cache_args;
 
-/* prefill: many new tokens per sequence, work is split over them. decode: one or a few (drafts). Same results. */
+/* prefill: many new tokens per sequence, work is split over them. decode: one or a few (drafts). Same results.
+ * The workspace grows with the lengths that the sequences will have: ask before each call, or once for the longest. */
 NSA_API nsa_status nsa_prefill_workspace(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache,
                                          const nsa_cache_args *args, size_t *bytes);
 NSA_API nsa_status nsa_prefill(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache,

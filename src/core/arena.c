@@ -36,7 +36,8 @@ nsa_status op_run(op_fn *op, const void *problem, void *workspace, size_t worksp
     NSA_REQUIRE(bytes == 0 || workspace != NULL, "workspace is NULL, needed are %zu bytes", bytes);
     /* An operation that needs no workspace still has to run, so its arena must not look like one that counts. */
     static char nothing[1];
-    char *base = bytes == 0 ? nothing : (char *)(((uintptr_t)workspace + ARENA_ALIGN - 1) & ~(uintptr_t)(ARENA_ALIGN - 1));
+    char *base =
+        bytes == 0 ? nothing : (char *)(((uintptr_t)workspace + ARENA_ALIGN - 1) & ~(uintptr_t)(ARENA_ALIGN - 1));
     arena a = {base, 0, 0};
     op(problem, &a);
     return NSA_OK;

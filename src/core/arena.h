@@ -12,9 +12,9 @@
 enum { ARENA_ALIGN = 64 }; /* a cache line, and the widest vector */
 
 typedef struct arena {
-    char *base;      /* NULL: count only */
-    size_t used;     /* SIZE_MAX once a size has overflowed */
-    size_t peak;     /* the most that was ever used */
+    char *base;  /* NULL: count only */
+    size_t used; /* SIZE_MAX once a size has overflowed */
+    size_t peak; /* the most that was ever used */
 } arena;
 
 static inline bool arena_counts(const arena *a)

@@ -108,8 +108,8 @@ static nsa_status check_tensor(const char *name, const nsa_tensor *t, extent e, 
         NSA_REQUIRE(dtype_is_float(t->dtype), "%s.dtype is %d (%s), must be f32, bf16, f16 or f64", name, (int)t->dtype,
                     dtype_name(t->dtype));
     else
-        NSA_REQUIRE((int)t->dtype == dtype, "%s.dtype is %d (%s), must be %s", name, (int)t->dtype, dtype_name(t->dtype),
-                    dtype_name((nsa_dtype)dtype));
+        NSA_REQUIRE((int)t->dtype == dtype, "%s.dtype is %d (%s), must be %s", name, (int)t->dtype,
+                    dtype_name(t->dtype), dtype_name((nsa_dtype)dtype));
     const int64_t rows = t->stride_seq == 0 ? e.total : e.max_seqlen;
     if (rows == 0 || e.n_seqs == 0)
         return NSA_OK;
@@ -128,11 +128,12 @@ static nsa_status check_tensor(const char *name, const nsa_tensor *t, extent e, 
                            span > INT64_MAX / 8;
     NSA_REQUIRE(!too_large, "%s: its strides (seq %lld, token %lld, head %lld) pass the address space", name,
                 (long long)t->stride_seq, (long long)t->stride_token, (long long)t->stride_head);
-    NSA_REQUIRE(!output || is_disjoint(t, e),
-                "%s is an output and overlaps itself: strides seq %lld, token %lld, head %lld for %lld tokens, %d heads "
-                "of %d channels",
-                name, (long long)t->stride_seq, (long long)t->stride_token, (long long)t->stride_head, (long long)rows,
-                e.n_heads, e.d);
+    NSA_REQUIRE(
+        !output || is_disjoint(t, e),
+        "%s is an output and overlaps itself: strides seq %lld, token %lld, head %lld for %lld tokens, %d heads "
+        "of %d channels",
+        name, (long long)t->stride_seq, (long long)t->stride_token, (long long)t->stride_head, (long long)rows,
+        e.n_heads, e.d);
     return NSA_OK;
 }
 
@@ -191,8 +192,8 @@ nsa_status check_phi(const char *name, const nsa_phi *phi, nsa_dtype tokens)
         const char rule = phi_members[phi->kind][i];
         NSA_REQUIRE(rule != 'y' || members[i] != NULL, "%s.%s is NULL, its kind needs it", name, phi_member_names[i]);
         NSA_REQUIRE(rule != '-' || members[i] == NULL, "%s.%s is given, its kind has none", name, phi_member_names[i]);
-        NSA_REQUIRE((uintptr_t)members[i] % dtype_size(phi->dtype) == 0, "%s.%s is not aligned to its %s elements", name,
-                    phi_member_names[i], dtype_name(phi->dtype));
+        NSA_REQUIRE((uintptr_t)members[i] % dtype_size(phi->dtype) == 0, "%s.%s is not aligned to its %s elements",
+                    name, phi_member_names[i], dtype_name(phi->dtype));
     }
     return NSA_OK;
 }
@@ -200,8 +201,8 @@ nsa_status check_phi(const char *name, const nsa_phi *phi, nsa_dtype tokens)
 nsa_status check_dphi(const char *name, const nsa_phi *dphi, const nsa_phi *of)
 {
     NSA_REQUIRE(dphi != NULL, "%s is NULL", name);
-    NSA_REQUIRE(dphi->kind == of->kind && (dphi->per_head != 0) == (of->per_head != 0) && dphi->d_hidden == of->d_hidden &&
-                    (of->kind == NSA_PHI_MEAN || dphi->dtype == of->dtype),
+    NSA_REQUIRE(dphi->kind == of->kind && (dphi->per_head != 0) == (of->per_head != 0) &&
+                    dphi->d_hidden == of->d_hidden && (of->kind == NSA_PHI_MEAN || dphi->dtype == of->dtype),
                 "%s differs from the phi that it takes the gradients of in kind, dtype, per_head or d_hidden", name);
     const void *grads[] = {dphi->pe, dphi->w1, dphi->b1, dphi->w2, dphi->b2};
     const void *members[] = {of->pe, of->w1, of->b1, of->w2, of->b2};

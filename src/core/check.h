@@ -22,9 +22,9 @@ typedef struct extent {
     int32_t d;
 } extent;
 
-extent extent_q(const nsa_config *cfg, const nsa_batch *batch, int32_t d);               /* n_heads_q heads */
-extent extent_k(const nsa_config *cfg, const nsa_batch *batch, int32_t d);               /* n_heads_kv heads */
-extent extent_cmp(const nsa_config *cfg, const nsa_batch *batch, int32_t d);             /* compressed rows */
+extent extent_q(const nsa_config *cfg, const nsa_batch *batch, int32_t d);   /* n_heads_q heads */
+extent extent_k(const nsa_config *cfg, const nsa_batch *batch, int32_t d);   /* n_heads_kv heads */
+extent extent_cmp(const nsa_config *cfg, const nsa_batch *batch, int32_t d); /* compressed rows */
 extent extent_slc_idx(const nsa_config *cfg, const nsa_batch *batch);
 
 /* name as the caller knows it ("args.q"). An output must not overlap itself. dtype -1: f32, bf16, f16 or f64. */

@@ -32,11 +32,11 @@ nsa_status check_config(const nsa_config *c)
         const char *name;
         int32_t value, min, max;
     } ranges[] = {
-        {"n_heads_q", c->n_heads_q, 1, 65536},         {"n_heads_kv", c->n_heads_kv, 1, 65536},
-        {"d_qk", c->d_qk, 1, MAX_HEAD_DIM},            {"d_v", c->d_v, 1, MAX_HEAD_DIM},
-        {"cmp_block", c->cmp_block, 1, 65536},         {"cmp_stride", c->cmp_stride, 1, 65536},
-        {"slc_block", c->slc_block, 1, 65536},         {"slc_topk", c->slc_topk, 1, 65536},
-        {"slc_n_init", c->slc_n_init, 0, 65536},       {"slc_n_local", c->slc_n_local, 0, 65536},
+        {"n_heads_q", c->n_heads_q, 1, 65536},   {"n_heads_kv", c->n_heads_kv, 1, 65536},
+        {"d_qk", c->d_qk, 1, MAX_HEAD_DIM},      {"d_v", c->d_v, 1, MAX_HEAD_DIM},
+        {"cmp_block", c->cmp_block, 1, 65536},   {"cmp_stride", c->cmp_stride, 1, 65536},
+        {"slc_block", c->slc_block, 1, 65536},   {"slc_topk", c->slc_topk, 1, 65536},
+        {"slc_n_init", c->slc_n_init, 0, 65536}, {"slc_n_local", c->slc_n_local, 0, 65536},
         {"win_size", c->win_size, 1, INT32_MAX},
     };
     for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)

@@ -14,7 +14,8 @@ static uint32_t detect(void)
     uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
         return 0;
-    /* The OS must save the ymm registers: XCR0 bits 1 (SSE) and 2 (AVX). Written out since the intrinsic needs -mxsave. */
+    /* The OS must save the ymm registers: XCR0 bits 1 (SSE) and 2 (AVX). Written out since the intrinsic needs -mxsave.
+     */
     uint32_t xcr0, xcr0_high;
     __asm__("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
     const int ymm = (xcr0 & 0x6U) == 0x6U;
@@ -40,7 +41,8 @@ nsa_status cpu_features(uint32_t *features)
         while (i < sizeof names / sizeof *names &&
                (strlen(names[i].name) != length || strncmp(names[i].name, list, length) != 0))
             i++;
-        NSA_REQUIRE(i < sizeof names / sizeof *names, "NSA_DISABLE_CPU names '%.*s'; known is: avx2", (int)length, list);
+        NSA_REQUIRE(i < sizeof names / sizeof *names, "NSA_DISABLE_CPU names '%.*s'; known is: avx2", (int)length,
+                    list);
         *features &= ~names[i].flag;
         list += length + (list[length] == ',');
     }

@@ -12,8 +12,8 @@ nsa_status nsa_ctx_create(nsa_ctx **out, const nsa_ctx_options *options)
     *out = NULL;
     nsa_ctx_options o = {sizeof o, NSA_DEVICE_CPU, 0, 0};
     if (options != NULL) {
-        NSA_REQUIRE(options->struct_size == sizeof o, "options.struct_size is %u, must be sizeof(nsa_ctx_options) = %zu",
-                    options->struct_size, sizeof o);
+        NSA_REQUIRE(options->struct_size == sizeof o,
+                    "options.struct_size is %u, must be sizeof(nsa_ctx_options) = %zu", options->struct_size, sizeof o);
         o = *options;
     }
     if (o.device != NSA_DEVICE_CPU)

@@ -15,29 +15,30 @@ typedef struct seq {
     int64_t t_q, t_k;
 } seq;
 
-/* The sequences of a call. cu_q, cu_k: NULL where an operation reads one side only. len_k: the lengths of the key side
- * when they are not cu_seqlens_k's (caches), else NULL. */
+/* The sequences of a call. With a cache the lengths of the key side are what len_k says, and there is no cu_k. An
+ * operation that reads one side only may lack the other's cu. */
 typedef struct seqs {
     int32_t n;
     int64_t total_q;
     const int32_t *cu_q, *cu_k;
-    const int32_t *len_k;
+    int64_t (*len_k)(const void *cache, int32_t s); /* NULL without a cache */
+    const void *cache;
 } seqs;
 
 static inline seqs seqs_of_batch(const nsa_batch *b)
 {
-    return (seqs){b->n_seqs, b->total_q, b->cu_seqlens_q, b->cu_seqlens_k, NULL};
+    return (seqs){b->n_seqs, b->total_q, b->cu_seqlens_q, b->cu_seqlens_k, NULL, NULL};
 }
 
 static inline seq seq_at(const seqs *all, int32_t s)
 {
-    seq q = {0, 0, 0, 0};
+    seq q = {0};
     if (all->cu_q != NULL) {
         q.q0 = all->cu_q[s];
         q.t_q = all->cu_q[s + 1] - all->cu_q[s];
     }
     if (all->len_k != NULL) {
-        q.t_k = all->len_k[s];
+        q.t_k = all->len_k(all->cache, s);
     } else if (all->cu_k != NULL) {
         q.k0 = all->cu_k[s];
         q.t_k = all->cu_k[s + 1] - all->cu_k[s];

@@ -4,7 +4,8 @@
 
 #include <nsa.h>
 
-/* Sets nsa_last_error() and returns status: `return nsa_fail(NSA_ERR_INVALID_ARGUMENT, "batch.n_seqs is %d, ...", n)`. */
+/* Sets nsa_last_error() and returns status: `return nsa_fail(NSA_ERR_INVALID_ARGUMENT, "batch.n_seqs is %d, ...", n)`.
+ */
 nsa_status nsa_fail(nsa_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #define NSA_TRY(call)                                                                                                  \

@@ -26,8 +26,8 @@ typedef struct attn_problem {
 
     /* backward */
     nsa_tensor d_o;
-    nsa_tensor gate; /* data may be NULL */
-    int branch;      /* of gate */
+    nsa_tensor gate;       /* data may be NULL */
+    int branch;            /* of gate */
     nsa_tensor dq, dk, dv; /* any float dtype; dk, dv are tensors like k.tensor, v.tensor, packed by the same cu */
     bool add_dq, add_dk, add_dv; /* add to what is there instead of overwriting */
 

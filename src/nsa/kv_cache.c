@@ -1,0 +1,127 @@
+#include "nsa/kv_cache.h"
+#include "core/arena.h"
+#include "core/ctx.h"
+
+/* "nsacache" in ASCII: tells a state from memory that nsa_cache_reset has never seen. */
+static const uint64_t STATE_MAGIC = 0x6568636163617367U;
+
+static int64_t align_up(int64_t bytes)
+{
+    return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+}
+
+cache_layout cache_layout_of(const nsa_config *cfg, const nsa_cache *cache)
+{
+    const int64_t size = (int64_t)dtype_size(cache->dtype);
+    const bool rings = cache->shared_kv == 0;
+    const int64_t raw = rings ? (int64_t)cfg->cmp_block - 1 + cache->max_draft : 0;
+    const int64_t win = rings ? (int64_t)cfg->win_size - 1 + cache->max_draft : 0;
+    const int64_t page = cache->page_size, cmp = page / cfg->cmp_stride;
+
+    cache_layout l = {.rows = {page, page, cmp, cmp, raw, raw, win, win}};
+    int64_t at = 0;
+    for (int part = 0; part < CACHE_N_PARTS; part++) {
+        if (part == CACHE_N_PAGE_PARTS) {
+            l.page_head_bytes = at;
+            at = 0;
+        }
+        const int32_t d = part % 2 == 0 ? cfg->d_qk : cfg->d_v;
+        l.offset[part] = at;
+        at += align_up(l.rows[part] * d * size);
+    }
+    l.state_head_bytes = at;
+    l.page_bytes = cfg->n_heads_kv * l.page_head_bytes;
+    l.state_bytes = align_up(sizeof(cache_header)) + cfg->n_heads_kv * l.state_head_bytes;
+    for (int part = CACHE_N_PAGE_PARTS; part < CACHE_N_PARTS; part++)
+        l.offset[part] += align_up(sizeof(cache_header));
+    return l;
+}
+
+nsa_status check_cache(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache)
+{
+    NSA_TRY(check_ctx(ctx));
+    NSA_TRY(check_config(cfg));
+    NSA_REQUIRE(cache != NULL, "cache is NULL");
+    NSA_REQUIRE(cache->page_size >= 1 && cache->page_size % cfg->slc_block == 0 &&
+                    cache->page_size % cfg->cmp_stride == 0,
+                "cache.page_size is %d, must be a multiple of cfg.slc_block = %d and cfg.cmp_stride = %d",
+                cache->page_size, cfg->slc_block, cfg->cmp_stride);
+    NSA_REQUIRE(cache->max_draft >= 0, "cache.max_draft is %d, must be >= 0", cache->max_draft);
+    NSA_REQUIRE(dtype_is_float(cache->dtype), "cache.dtype is %d (%s), must be f32, bf16, f16 or f64",
+                (int)cache->dtype, dtype_name(cache->dtype));
+    NSA_REQUIRE(cache->n_pages >= 0 && cache->n_pages <= INT32_MAX, "cache.n_pages is %lld, must be 0 .. 2^31-1",
+                (long long)cache->n_pages);
+    /* At most 2^31 rows of 2^16 heads of 2^8 doubles: 2^58 bytes, so a layout itself cannot overflow. */
+    int64_t pool = 0;
+    NSA_REQUIRE(!__builtin_mul_overflow(cache_layout_of(cfg, cache).page_bytes, cache->n_pages, &pool),
+                "cache.n_pages is %lld: that many pages pass the address space", (long long)cache->n_pages);
+    return NSA_OK;
+}
+
+nsa_status check_state(const char *name, const void *state)
+{
+    NSA_REQUIRE(state != NULL, "%s is NULL", name);
+    NSA_REQUIRE((uintptr_t)state % ARENA_ALIGN == 0, "%s is not aligned to %d bytes", name, ARENA_ALIGN);
+    NSA_REQUIRE(((const cache_header *)state)->magic == STATE_MAGIC, "%s is no state: call nsa_cache_reset first",
+                name);
+    return NSA_OK;
+}
+
+nsa_status check_state_of(const char *name, const void *state, const cache_layout *layout)
+{
+    NSA_TRY(check_state(name, state));
+    NSA_REQUIRE(((const cache_header *)state)->bytes == layout->state_bytes,
+                "%s was reset for another configuration: its size was %lld bytes, now it would be %lld", name,
+                (long long)((const cache_header *)state)->bytes, (long long)layout->state_bytes);
+    return NSA_OK;
+}
+
+nsa_status nsa_cache_page_bytes(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache, size_t *bytes)
+{
+    NSA_TRY(check_cache(ctx, cfg, cache));
+    NSA_REQUIRE(bytes != NULL, "bytes is NULL");
+    *bytes = (size_t)cache_layout_of(cfg, cache).page_bytes;
+    return NSA_OK;
+}
+
+nsa_status nsa_cache_state_bytes(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache, size_t *bytes)
+{
+    NSA_TRY(check_cache(ctx, cfg, cache));
+    NSA_REQUIRE(bytes != NULL, "bytes is NULL");
+    *bytes = (size_t)cache_layout_of(cfg, cache).state_bytes;
+    return NSA_OK;
+}
+
+nsa_status nsa_cache_reset(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache, void *state)
+{
+    NSA_TRY(check_cache(ctx, cfg, cache));
+    NSA_REQUIRE(state != NULL, "state is NULL");
+    NSA_REQUIRE((uintptr_t)state % ARENA_ALIGN == 0, "state is not aligned to %d bytes", ARENA_ALIGN);
+    *(cache_header *)state = (cache_header){STATE_MAGIC, cache_layout_of(cfg, cache).state_bytes, 0, 0};
+    return NSA_OK;
+}
+
+nsa_status nsa_cache_length(const nsa_ctx *ctx, const void *state, int64_t *n_tokens)
+{
+    NSA_TRY(check_ctx(ctx));
+    NSA_TRY(check_state("state", state));
+    NSA_REQUIRE(n_tokens != NULL, "n_tokens is NULL");
+    *n_tokens = ((const cache_header *)state)->length;
+    return NSA_OK;
+}
+
+nsa_status nsa_cache_drop(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache, void *state,
+                          int64_t n_tokens)
+{
+    NSA_TRY(check_cache(ctx, cfg, cache));
+    const cache_layout layout = cache_layout_of(cfg, cache);
+    NSA_TRY(check_state_of("state", state, &layout));
+    cache_header *h = state;
+    const int64_t lowest = max_i64(0, h->longest - cache->max_draft);
+    NSA_REQUIRE(
+        n_tokens >= lowest && n_tokens <= h->length,
+        "n_tokens is %lld, must be %lld (the longest length had, %lld, less cache.max_draft = %d) .. %lld (held)",
+        (long long)n_tokens, (long long)lowest, (long long)h->longest, cache->max_draft, (long long)h->length);
+    h->length = n_tokens;
+    return NSA_OK;
+}
