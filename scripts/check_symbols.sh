@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Every symbol that the library exports starts with nsa_, and every function of nsa.h is exported.
+set -euo pipefail
+exported=$(nm -D --defined-only "$1" | awk '{print $3}' | sort)
+foreign=$(grep -v '^nsa_' <<<"$exported" || true)
+if [ -n "$foreign" ]; then
+    printf 'exported, but not nsa_...:\n%s\n' "$foreign" >&2
+    exit 1
+fi
+declared=$(gcc -E -P include/nsa.h | grep -oE '\bnsa_[a-z0-9_]+\(' | tr -d '(' | sort -u | grep -vx nsa_packed)
+missing=$(comm -23 <(echo "$declared") <(echo "$exported"))
+if [ -n "$missing" ]; then
+    printf 'declared in nsa.h, but not exported:\n%s\n' "$missing" >&2
+    exit 1
+fi
+echo "$(wc -l <<<"$exported") symbols, all nsa_..."
