@@ -1,0 +1,191 @@
+/* nsa_forward and nsa_backward: what holds bit for bit. Their values are checked against NumPy in tests/oracle. */
+#include "testlib/nsa_case.h"
+
+static const nsa_config blocks = {sizeof(nsa_config), 0, 0, 0, 0, 8, 4, 16, 4, 1, 1, 13, 0.0};
+
+static const nsa_shape shapes[] = {
+    {4, 2, 16, 16, NSA_F32, LAYOUT_THD, true, false, NSA_PHI_MLP, false},
+    {3, 2, 24, 8, NSA_BF16, LAYOUT_THD, true, true, NSA_PHI_GATED_CHANNEL, true},
+    {1, 3, 5, 7, NSA_F32, LAYOUT_THD, false, false, NSA_PHI_LINEAR, true},
+    {16, 1, 32, 32, NSA_F16, LAYOUT_THD, false, true, NSA_PHI_GATED_TOKEN, false},
+    {5, 1, 16, 16, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_MEAN, false},
+    {2, 1, 8, 8, NSA_F64, LAYOUT_THD, true, false, NSA_PHI_MLP, true},
+};
+enum { N_SHAPES = sizeof shapes / sizeof *shapes, MAX_SEQLEN = 97 };
+
+static void new_case(nsa_case *c, nsa_shape shape)
+{
+    rng r = rng_new();
+    const nsa_batch batch = batch_ragged(blocks.slc_block, MAX_SEQLEN);
+    nsa_case_init(c, &blocks, &batch, &shape, &r);
+}
+
+static void run_both(const nsa_ctx *ctx, nsa_case *c)
+{
+    run_forward(ctx, c, &c->fwd);
+    run_backward(ctx, c, &c->bwd);
+}
+
+static void each_shape(void (*test)(const nsa_ctx *ctx, const nsa_shape *shape))
+{
+    nsa_ctx contexts[MAX_CONTEXTS];
+    const int n_contexts = test_contexts(contexts, 2);
+    for (int x = 0; x < n_contexts; x++)
+        for (int i = 0; i < N_SHAPES; i++) {
+            testlib_reset();
+            test_note("%s, shape %d", contexts[x].simd->name, i);
+            test(&contexts[x], &shapes[i]);
+        }
+}
+
+static void same_for_threads_and_runs(const nsa_ctx *ctx, const nsa_shape *shape)
+{
+    nsa_case expected;
+    new_case(&expected, *shape);
+    run_both(ctx, &expected);
+    static const int32_t n_threads[] = {1, 2, 3, 8};
+    for (int i = 0; i < 4; i++) {
+        nsa_case got;
+        new_case(&got, *shape);
+        nsa_ctx other = *ctx;
+        other.n_threads = n_threads[i];
+        run_both(&other, &got);
+        assert_same_forward(&got, &expected);
+        assert_same_backward(&got, &expected);
+    }
+}
+
+static void same_in_every_layout(const nsa_ctx *ctx, const nsa_shape *shape)
+{
+    nsa_case expected;
+    new_case(&expected, *shape);
+    run_both(ctx, &expected);
+    for (int as = LAYOUT_THD; as < N_OUTPUT_LAYOUTS; as++) {
+        nsa_case got;
+        nsa_shape other = *shape;
+        other.as = (layout)as;
+        new_case(&got, other);
+        run_both(ctx, &got);
+        assert_same_forward(&got, &expected);
+        assert_same_backward(&got, &expected);
+        assert_padding_intact("o", &got.o);
+        assert_padding_intact("dk", &got.dk[NSA_CMP]);
+        assert_padding_intact("k_cmp", &got.k_cmp);
+        assert_padding_intact("slc_idx", &got.slc_idx);
+    }
+}
+
+/* Inference keeps nothing; own slc_idx, k_cmp and v_cmp that equal those made inside change nothing. */
+static void same_without_residuals(const nsa_ctx *ctx, const nsa_shape *shape)
+{
+    nsa_case c;
+    new_case(&c, *shape);
+    run_forward(ctx, &c, &c.fwd);
+
+    nsa_forward_args bare = c.fwd;
+    const test_tensor o = tensor_like(&c.o, shape->dtype);
+    bare.o = o.t;
+    bare.k_cmp.data = bare.v_cmp.data = bare.slc_idx.data = NULL;
+    for (int i = 0; i < NSA_N_BRANCHES; i++)
+        bare.o_branch[i].data = bare.lse[i].data = NULL;
+    run_forward(ctx, &c, &bare);
+    assert_same_bits("o without residuals", &o, &c.o);
+
+    const test_tensor again = tensor_like(&c.o, shape->dtype);
+    nsa_forward_args own = c.fwd;
+    own.o = again.t;
+    own.phi_k = own.phi_v = NULL;
+    own.k[NSA_CMP].data = own.v[NSA_CMP].data = NULL;
+    own.slc_idx_given = 1;
+    run_forward(ctx, &c, &own);
+    assert_same_bits("o with own slc_idx, k_cmp, v_cmp", &again, &c.o);
+}
+
+/* Gradients of branches that share an output are the sum of what each gives alone; float32 adds exactly as it does. */
+static void shared_gradients_add_up(const nsa_ctx *ctx, const nsa_shape *shape)
+{
+    if (shape->dtype != NSA_F32 && shape->dtype != NSA_F64)
+        return;
+    nsa_case c;
+    nsa_shape one = *shape;
+    one.shared = true;
+    new_case(&c, one);
+    run_both(ctx, &c);
+
+    nsa_backward_args apart = c.bwd;
+    test_tensor grads[3][NSA_N_BRANCHES];
+    nsa_tensor *outputs[3] = {apart.dq, apart.dk, apart.dv};
+    const test_tensor *sums[3] = {&c.dq[0], &c.dk[0], &c.dv[0]};
+    for (int g = 0; g < 3; g++)
+        for (int i = 0; i < NSA_N_BRANCHES; i++) {
+            grads[g][i] = tensor_like(sums[g], shape->dtype);
+            outputs[g][i] = grads[g][i].t;
+        }
+    const nsa_phi dphi_k = c.dphi_k, dphi_v = c.dphi_v;
+    apart.dphi_k = &dphi_k, apart.dphi_v = &dphi_v;
+    run_backward(ctx, &c, &apart);
+    for (int g = 0; g < 3; g++) {
+        const test_tensor sum = tensor_like(sums[g], shape->dtype);
+        for (int32_t s = 0; s < c.batch.n_seqs; s++)
+            for (int64_t t = 0; t < tensor_rows(&sum, s); t++)
+                for (int32_t h = 0; h < sum.e.n_heads; h++)
+                    for (int32_t j = 0; j < sum.e.d; j++) {
+                        double x[NSA_N_BRANCHES];
+                        for (int i = 0; i < NSA_N_BRANCHES; i++)
+                            x[i] = tensor_get(&grads[g][i], s, t, h, j);
+                        const double total = shape->dtype == NSA_F64
+                                                 ? x[0] + x[1] + x[2]
+                                                 : (double)((float)x[0] + (float)x[1] + (float)x[2]);
+                        tensor_set(&sum, s, t, h, j, total);
+                    }
+        assert_same_bits("sum of gradients", sums[g], &sum);
+    }
+}
+
+static void test_threads(void **state)
+{
+    (void)state;
+    each_shape(same_for_threads_and_runs);
+}
+
+static void test_layouts(void **state)
+{
+    (void)state;
+    each_shape(same_in_every_layout);
+}
+
+static void test_residuals(void **state)
+{
+    (void)state;
+    each_shape(same_without_residuals);
+}
+
+static void test_shared_gradients(void **state)
+{
+    (void)state;
+    each_shape(shared_gradients_add_up);
+}
+
+static void test_nothing(void **state)
+{
+    (void)state;
+    nsa_ctx contexts[MAX_CONTEXTS];
+    const int n_contexts = test_contexts(contexts, 2);
+    for (int x = 0; x < n_contexts; x++) {
+        testlib_reset();
+        rng r = rng_new();
+        const nsa_batch none = {0};
+        nsa_case c;
+        nsa_case_init(&c, &blocks, &none, &shapes[0], &r);
+        run_both(&contexts[x], &c);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_threads),          cmocka_unit_test(test_layouts), cmocka_unit_test(test_residuals),
+        cmocka_unit_test(test_shared_gradients), cmocka_unit_test(test_nothing),
+    };
+    return cmocka_run_group_tests_name("nsa_forward_backward", tests, NULL, NULL);
+}
