@@ -376,6 +376,11 @@ static void locate(const void *cache, int part, int32_t s, int32_t head, rows *o
     out->ring_rows = RING;
 }
 
+static int64_t length_k(const void *cache, int32_t s)
+{
+    return tensor_rows(&((const ring_case *)cache)->c->x, s);
+}
+
 static void compare_with_whole(const compress_case *c, const nsa_ctx *ctx, const compress_impl *impl, void *expected)
 {
     (void)expected;
@@ -408,7 +413,8 @@ static void compare_with_whole(const compress_case *c, const nsa_ctx *ctx, const
             }
     compress_problem p = problem_of(c, ctx, REF_EXACT);
     p.seqs.cu_k = NULL;
-    p.seqs.len_k = len_k;
+    p.seqs.len_k = length_k;
+    p.seqs.cache = &k;
     p.x = rows_from_tensor(&x.t, c->shape.d, new_tokens.cu_seqlens_k, 1);
     p.x.locate = locate;
     p.x.cache = &k;
