@@ -103,7 +103,8 @@ static nsa_status check_tensors(const cache_problem *p)
     NSA_TRY(check_output("args.o", &args->o, o, dtype));
     if (args->slc_idx.data != NULL)
         NSA_TRY(check_output("args.slc_idx", &args->slc_idx, slc_idx, NSA_I32));
-    return NSA_OK;
+    const named_output outputs[] = {{"args.o", args->o.data}, {"args.slc_idx", args->slc_idx.data}};
+    return check_distinct(outputs, sizeof outputs / sizeof *outputs);
 }
 
 static nsa_status make_problem(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache,
