@@ -357,10 +357,3 @@ void assert_padding_intact(const char *what, const test_tensor *x)
     if (i < x->n * size)
         test_fail("%s: element %lld lies in no row, yet was written", what, (long long)(i / size));
 }
-
-void assert_untouched(const char *what, const void *data, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++)
-        if (((const unsigned char *)data)[i] != POISON)
-            test_fail("%s: byte %zu was written", what, i);
-}

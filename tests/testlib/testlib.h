@@ -115,7 +115,4 @@ bool row_same_bits(const test_tensor *a, const test_tensor *b, int32_t s, int64_
 /* Nothing was written outside the rows of x. */
 void assert_padding_intact(const char *what, const test_tensor *x);
 
-/* No byte was written at all. */
-void assert_untouched(const char *what, const void *data, size_t bytes);
-
 #endif
