@@ -13,6 +13,9 @@ typedef struct command {
 } command;
 
 static const command commands[] = {
+    {"train", cmd_train, "train a model on text"},
+    {"generate", cmd_generate, "go on with a prompt"},
+    {"eval", cmd_eval, "measure a model: loss, perplexity, the needle test"},
     {"losses", cmd_losses, "show training logs side by side"},
     {"info", cmd_info, "show the version, the devices and the kernels chosen"},
 };
