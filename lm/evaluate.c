@@ -58,9 +58,9 @@ static bool sum_losses(bench *b, const corpus *data, corpus_part part, int64_t n
         const int64_t used = n_windows - first < b->r->n_seqs ? n_windows - first : b->r->n_seqs;
         for (int64_t s = 0; s < used; s++)
             set_sequence(b, (int32_t)s, corpus_window(data, part, n, (first + s) * all / n_windows));
-        LM_TRY(run_forward(b->r, b->tokens));
+        LM_TRY(lm_forward(b->r, b->tokens));
         double mean = 0.0;
-        run_loss(b->r, b->targets, &mean);
+        lm_loss(b->r, b->targets, &mean);
         for (int64_t i = 0; i < used * n; i++)
             *sum += (double)b->r->loss[i];
     }
@@ -115,7 +115,7 @@ static bool run_trials(bench *b, const corpus *data, const needle_test *test, do
             answer[s] = needle_hide(bytes, (int64_t)n + 1, hay, &fact, depth, present);
             set_sequence(b, s, bytes);
         }
-        LM_TRY(run_forward(b->r, b->tokens));
+        LM_TRY(lm_forward(b->r, b->tokens));
         for (int32_t s = 0; s < used; s++) {
             bool all = true;
             for (int64_t i = 0; i < NEEDLE_DIGITS; i++) { /* row i tells byte i + 1 */
@@ -125,7 +125,7 @@ static bool run_trials(bench *b, const corpus *data, const needle_test *test, do
             *right += all;
         }
         double mean = 0.0;
-        run_loss(b->r, b->targets, &mean);
+        lm_loss(b->r, b->targets, &mean);
         for (int32_t s = 0; s < used; s++) {
             for (int64_t i = 0; i < NEEDLE_DIGITS; i++)
                 *loss += (double)b->r->loss[(int64_t)s * n + answer[s] + i - 1];

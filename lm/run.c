@@ -190,7 +190,7 @@ static bool layer_forward(run *r, int32_t l)
     return matmul(next, d, plain(a->ffn_act, c->d_ff), plain(w + p->ffn_out, d), r->rows, d, c->d_ff, true);
 }
 
-bool run_forward(run *r, const uint8_t *tokens)
+bool lm_forward(run *r, const uint8_t *tokens)
 {
     const model *m = r->m;
     const int32_t layers = m->cfg.model.layers;
@@ -206,7 +206,7 @@ bool run_forward(run *r, const uint8_t *tokens)
                   d, false);
 }
 
-void run_loss(run *r, const uint8_t *targets, double *mean)
+void lm_loss(run *r, const uint8_t *targets, double *mean)
 {
     cross_entropy(r->loss, r->logits, targets, r->rows, BYTE_VOCABULARY, 1.0F / (float)r->rows);
     double sum = 0.0;
@@ -279,7 +279,7 @@ static bool layer_backward(run *r, int32_t l, float *g)
     return true;
 }
 
-bool run_backward(run *r, const uint8_t *tokens, float *g)
+bool lm_backward(run *r, const uint8_t *tokens, float *g)
 {
     const model *m = r->m;
     const int32_t layers = m->cfg.model.layers;

@@ -46,14 +46,14 @@ bool run_create(run **r, const model *m, int32_t n_seqs, int32_t seqlen, bool tr
 void run_destroy(run *r); /* NULL is fine */
 
 /* r->logits [rows][256] of tokens [rows]. */
-bool run_forward(run *r, const uint8_t *tokens);
+bool lm_forward(run *r, const uint8_t *tokens);
 
 /* The loss in nats of each target [rows], in r->loss; the logits are used up. Returns their mean in *mean. */
-void run_loss(run *r, const uint8_t *targets, double *mean);
+void lm_loss(run *r, const uint8_t *targets, double *mean);
 
-/* After run_forward and run_loss of a training run: the gradient of the mean loss, overwritten, laid out as the
+/* After lm_forward and lm_loss of a training run: the gradient of the mean loss, overwritten, laid out as the
  * model's weights. */
-bool run_backward(run *r, const uint8_t *tokens, float *grads);
+bool lm_backward(run *r, const uint8_t *tokens, float *grads);
 
 /* The attention of layer l (lm/attention.c). */
 bool attention_forward(run *r, int32_t l);

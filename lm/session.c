@@ -243,7 +243,7 @@ bool session_extend(session *s, const uint8_t *tokens, int32_t n, const float **
                        s->kv.max_tokens);
     for (int32_t done = 0; done < n; done += (int32_t)r->rows, r->first += r->rows) {
         r->rows = n - done < s->chunk ? n - done : s->chunk;
-        LM_TRY(run_forward(r, tokens + done));
+        LM_TRY(lm_forward(r, tokens + done));
     }
     *logits = r->logits + (r->rows - 1) * BYTE_VOCABULARY;
     return true;

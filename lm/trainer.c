@@ -78,11 +78,11 @@ bool trainer_step(trainer *t, double *loss)
         corpus_sample(t->data, c, t->step, row, t->cfg.model.context, t->bytes);
         set_row(t, row, t->bytes);
     }
-    LM_TRY(run_forward(t->r, t->tokens));
-    run_loss(t->r, t->targets, loss);
+    LM_TRY(lm_forward(t->r, t->tokens));
+    lm_loss(t->r, t->targets, loss);
     if (!isfinite(*loss))
         return lm_fail("the loss of step %lld is not finite: a smaller --lr may help", (long long)t->step);
-    LM_TRY(run_backward(t->r, t->tokens, t->grads));
+    LM_TRY(lm_backward(t->r, t->tokens, t->grads));
     const double norm = gradient_norm(t->grads, m->table.total);
     if (!isfinite(norm))
         return lm_fail("the gradient of step %lld is not finite: a smaller --lr may help", (long long)t->step);
@@ -102,9 +102,9 @@ bool trainer_validate(trainer *t, double *loss)
     for (int64_t first = 0; first < windows; first += batch) {
         for (int32_t row = 0; row < batch; row++)
             set_row(t, row, corpus_window(t->data, CORPUS_HELD_OUT, n, (first + row) * all / windows));
-        LM_TRY(run_forward(t->r, t->tokens));
+        LM_TRY(lm_forward(t->r, t->tokens));
         double mean = 0.0;
-        run_loss(t->r, t->targets, &mean);
+        lm_loss(t->r, t->targets, &mean);
         sum += mean;
     }
     *loss = sum / (double)(windows / batch);
