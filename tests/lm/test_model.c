@@ -127,22 +127,24 @@ static double measure_slope(problem *p, const param *t, const float *direction, 
     return (loss[0] - loss[1]) / (2.0 * step);
 }
 
-/* The derivative of the loss along a direction of one tensor. A step may change which blocks are selected, and the loss
- * jumps: one of two steps has to fit. */
 static void check_tensor(problem *p, const param *t, rng *r)
 {
     float *direction = malloc((size_t)t->count * sizeof *direction);
     const double expected = choose_direction(t, p->grads + t->offset, r, direction);
-    const double steps[] = {4e-3, 1e-3};
-    double slope = 0.0;
-    bool fits = false;
-    for (size_t i = 0; !fits && i < sizeof steps / sizeof steps[0]; i++) {
-        slope = measure_slope(p, t, direction, steps[i]);
-        fits = fabs(slope - expected) <= 2e-2 * fabs(expected) + 2e-4;
-    }
+    const double slope = measure_slope(p, t, direction, 4e-3);
     free(direction);
-    if (!fits)
+    if (!(fabs(slope - expected) <= 2e-2 * fabs(expected) + 1e-4))
         test_fail("%s: slope %g, gradient says %g", t->name, slope, expected);
+}
+
+/* Where a weight decides which blocks are selected the loss jumps, and differences say nothing. */
+static bool decides_selection(const lm_config *cfg, const param *t)
+{
+    const model_config *m = &cfg->model;
+    if (m->attention == ATTENTION_DENSE || m->slc_topk * m->slc_block >= m->context)
+        return false;
+    return m->layers > 1 || strstr(t->name, "embedding") != NULL || strstr(t->name, "attn.norm") != NULL ||
+           strstr(t->name, "attn.qkv") != NULL || strstr(t->name, "phi_k") != NULL;
 }
 
 static void check_gradient(const lm_config *cfg)
@@ -152,8 +154,10 @@ static void check_gradient(const lm_config *cfg)
     (void)loss_of(&p);
     memset(p.grads, 0xff, (size_t)p.m->table.total * sizeof *p.grads);
     must(lm_backward(p.r, p.tokens, p.grads));
-    for (int32_t i = 0; i < p.m->table.n; i++)
-        check_tensor(&p, &p.m->table.items[i], &r);
+    for (int32_t i = 0; i < p.m->table.n; i++) {
+        if (!decides_selection(cfg, &p.m->table.items[i]))
+            check_tensor(&p, &p.m->table.items[i], &r);
+    }
     close_problem(&p);
 }
 
@@ -169,7 +173,11 @@ static void test_gradient_nsa(void **state)
     (void)state;
     for (int32_t phi = NSA_PHI_MEAN; phi <= NSA_PHI_MLP; phi++) {
         test_note("phi %d", phi);
-        const lm_config cfg = tiny(ATTENTION_NSA, (nsa_phi_kind)phi);
+        lm_config cfg = tiny(ATTENTION_NSA, (nsa_phi_kind)phi);
+        cfg.model.layers = 1;
+        check_gradient(&cfg);
+        cfg.model.layers = 2;
+        cfg.model.slc_topk = 6; /* all blocks */
         check_gradient(&cfg);
     }
 }
@@ -179,6 +187,7 @@ static void test_gradient_shared_kv(void **state)
     (void)state;
     lm_config cfg = tiny(ATTENTION_NSA, NSA_PHI_MLP);
     cfg.model.shared_kv = 1;
+    cfg.model.slc_topk = 6; /* all blocks */
     check_gradient(&cfg);
 }
 
