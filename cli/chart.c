@@ -2,6 +2,7 @@
 
 #include "cli/draw.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 
@@ -49,19 +50,19 @@ static void linear_ticks(scale *s)
 {
     const double rough = (s->max - s->min) / 5, power = pow(10, floor(log10(rough)));
     const double step = power * (rough / power < 1.5 ? 1 : rough / power < 3.5 ? 2 : rough / power < 7.5 ? 5 : 10);
-    for (double i = ceil(s->min / step); i * step <= s->max; i++)
-        add_tick(s, i * step + 0.0); /* never -0 */
+    const double first = ceil(s->min / step);
+    for (int i = 0; i < MAX_TICKS; i++)
+        add_tick(s, (first + i) * step + 0.0); /* never -0 */
 }
 
+/* 1, 2 and 5 in every decade, as long as they are few. */
 static void log_ticks(scale *s)
 {
-    const double decades = log10(s->max / s->min);
+    const double decades = log10(s->max / s->min), every = fmax(1, ceil(decades / 8)), first = floor(log10(s->min));
     const double mantissa[] = {1, 2, 5};
-    const int n = decades > 3 ? 1 : 3;
-    const double every = decades > 8 ? 2 : 1;
-    for (double e = floor(log10(s->min)); pow(10, e) <= s->max; e += every)
-        for (int i = 0; i < n; i++)
-            add_tick(s, mantissa[i] * pow(10, e));
+    for (int e = 0; e < MAX_TICKS; e++)
+        for (int i = 0; i < (decades > 3 ? 1 : 3); i++)
+            add_tick(s, mantissa[i] * pow(10, first + e * every));
 }
 
 static void format_number(char *out, size_t size, double x)
@@ -91,8 +92,8 @@ static scale scale_of(const chart_panel *panel, bool vertical, double from, doub
         s.min = s.max = 1;
     if (s.log) {
         const double widen = pow(s.max / s.min, 0.05) * (s.max == s.min ? 2 : 1);
-        s.min /= widen;
-        s.max *= widen;
+        s.min = fmax(s.min / widen, DBL_MIN);
+        s.max = fmin(s.max * widen, DBL_MAX);
     } else {
         const double widen = s.max > s.min ? (vertical ? 0.05 : 0.02) * (s.max - s.min) : fmax(fabs(s.max), 1) * 0.1;
         s.min -= widen;
