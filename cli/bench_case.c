@@ -228,8 +228,11 @@ static void make_cache(bench_case *b)
     char *states = take(b, (size_t)n * state_bytes);
     if (b->out_of_memory)
         return;
-    for (int32_t s = 0; s < n; s++)
+    for (int32_t s = 0; s < n; s++) {
         b->states[s] = states + (size_t)s * state_bytes;
+        if (nsa_cache_reset(b->ctx, &b->shape.cfg, &b->cache, b->states[s]) != NSA_OK)
+            return;
+    }
     for (int32_t i = 0; i < n * pages_per_seq; i++)
         table[i] = i;
 
