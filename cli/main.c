@@ -16,6 +16,8 @@ static const command commands[] = {
     {"train", cmd_train, "train a model on text"},
     {"generate", cmd_generate, "go on with a prompt"},
     {"eval", cmd_eval, "measure a model: loss, perplexity, the needle test"},
+    {"map", cmd_map, "draw which blocks a model selects, and its gates"},
+    {"bench", cmd_bench, "measure NSA and dense attention by length"},
     {"losses", cmd_losses, "show training logs side by side"},
     {"info", cmd_info, "show the version, the devices and the kernels chosen"},
 };
