@@ -97,7 +97,7 @@ static int map_text(const model *m, const corpus *data, int32_t tokens, const ch
     const int32_t n = file->n < wanted ? (int32_t)file->n : wanted;
     const uint8_t *bytes = file->bytes + (file->n - file->n_train >= n ? file->n_train : file->n - n);
     run *r = NULL;
-    const bool ran = run_create(&r, m, 1, n, true) && run_forward(r, bytes);
+    const bool ran = run_create(&r, m, 1, n, true) && lm_forward(r, bytes);
     const int exit_code = ran ? draw_run(r, model_path, data_path, out) : cli_fail("%s", lm_error());
     run_destroy(r);
     return exit_code;
