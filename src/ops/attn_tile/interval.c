@@ -15,9 +15,13 @@ static void attend_unit(attn_tile *t, int64_t unit, const void *shared, void *ex
     const int64_t n = min_i64(tokens, t->seq.t_q - first);
     tile_load(t, NULL, first, n);
     tile_pick(t, NULL, n);
+    /* Blocks end at multiples of KEY_BLOCK, so that their sums do not depend on the tile. The first one starts at the
+     * first key that is seen: a ring no longer holds the ones before. */
     const int64_t end = t->sees[n - 1].hi;
-    for (int64_t k0 = t->sees[0].lo / KEY_BLOCK * KEY_BLOCK; k0 < end; k0 += KEY_BLOCK)
-        tile_attend(t, k0, min_i64(KEY_BLOCK, end - k0));
+    for (int64_t k0 = t->sees[0].lo, next; k0 < end; k0 = next) {
+        next = min_i64(end, (k0 / KEY_BLOCK + 1) * KEY_BLOCK);
+        tile_attend(t, k0, next - k0);
+    }
     tile_unpick(t);
     tile_store(t);
 }
