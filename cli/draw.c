@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static const double pixels_per_point = 2;
 static const char font[] = "DejaVu Sans";
@@ -85,25 +86,28 @@ static cairo_status_t write_picture(const canvas *c, FILE *file)
     return status;
 }
 
+/* 0 or what went wrong, as errno. A file that could not be written whole is removed; a device never is. */
+static int save_picture(const canvas *c)
+{
+    FILE *file = fopen(c->path, "wb");
+    if (file == NULL)
+        return errno;
+    struct stat info;
+    const bool regular = fstat(fileno(file), &info) == 0 && S_ISREG(info.st_mode);
+    errno = 0;
+    int failure = write_picture(c, file) == CAIRO_STATUS_SUCCESS ? 0 : errno != 0 ? errno : EIO;
+    if (fclose(file) != 0 && failure == 0)
+        failure = errno;
+    if (failure != 0 && regular)
+        remove(c->path);
+    return failure;
+}
+
 int canvas_close(canvas *c)
 {
-    cairo_status_t status = cairo_status(c->cr);
+    const cairo_status_t status = cairo_status(c->cr);
+    const int failure = status == CAIRO_STATUS_SUCCESS ? save_picture(c) : 0;
     cairo_destroy(c->cr);
-    int failure = 0;
-    if (status == CAIRO_STATUS_SUCCESS) {
-        FILE *file = fopen(c->path, "wb");
-        if (file == NULL) {
-            failure = errno;
-        } else {
-            errno = 0;
-            status = write_picture(c, file);
-            failure = status != CAIRO_STATUS_SUCCESS || ferror(file) ? errno != 0 ? errno : EIO : 0;
-            if (fclose(file) != 0 && failure == 0)
-                failure = errno;
-            if (failure != 0)
-                remove(c->path);
-        }
-    }
     cairo_surface_destroy(c->surface);
     if (failure != 0)
         return cli_fail("%s: cannot be written: %s", c->path, strerror(failure));

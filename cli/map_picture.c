@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static const double margin = 22, header = 92, panel_size = 190, gate_width = 62, gap = 18, panel_gap = 34, bottom = 46;
+enum { MAX_COLUMNS = 4 };
+
+static const double margin = 22, header = 92, panel_size = 190, gate_width = 62, gap = 18, panel_gap = 34;
 static const double title_size = 17, subtitle_size = 11.5, label_size = 11.5, tick_size = 9.5;
 
 /* Warm greys for what every query must take, blue for what the scores chose; pale where few queries of a bin do. */
@@ -72,51 +74,51 @@ static void draw_gates(canvas *c, const map_panel *panel, double x, double y)
     draw_line(c, x, y + panel_size, x + gate_width, y + panel_size, 1, ink_soft);
 }
 
-static void draw_panel_axes(canvas *c, const selection_map *map, int layer, int head, double x, double y)
+static void draw_panel_axes(canvas *c, const selection_map *map, int i, int columns, double x, double y)
 {
     char text[64];
-    const text_style tick = {tick_size, false, ANCHOR_MIDDLE, ink_soft},
-                     tick_left = {tick_size, false, ANCHOR_END, ink_soft};
-    snprintf(text, sizeof text, "layer %d, kv head %d", layer, head);
+    const text_style tick = {tick_size, false, ANCHOR_MIDDLE, ink_soft};
+    const text_style tick_left = {tick_size, false, ANCHOR_END, ink_soft};
+    const text_style label = {label_size, false, ANCHOR_MIDDLE, ink};
+    const double bottom = y + panel_size, gate_x = x + panel_size + gap;
+    const int n = map->n_layers * map->n_heads;
+    static const char *const gate_ticks[] = {"0", "½", "1"};
+    snprintf(text, sizeof text, "layer %d, kv head %d", i / map->n_heads, i % map->n_heads);
     draw_text(c, x, y - 6, (text_style){label_size, true, ANCHOR_START, ink}, text);
-    for (int i = 0; i <= 2; i++) {
-        snprintf(text, sizeof text, "%d", map->n_blocks * i / 2);
-        draw_text(c, x + panel_size * i / 2, y + panel_size + 12, tick, text);
-        snprintf(text, sizeof text, "%d", map->n_tokens * i / 2);
-        if (head == 0)
-            draw_text(c, x - 5, y + panel_size * i / 2 + 3.5, tick_left, text);
-        draw_text(c, x + panel_size + gap + gate_width * i / 2, y + panel_size + 12, tick,
-                  i == 0   ? "0"
-                  : i == 1 ? "½"
-                           : "1");
+    for (int k = 0; k <= 2; k++) {
+        draw_text(c, gate_x + gate_width * k / 2, bottom + 12, tick, gate_ticks[k]);
+        snprintf(text, sizeof text, "%d", map->n_blocks * k / 2);
+        draw_text(c, x + panel_size * k / 2, bottom + 12, tick, text);
+        snprintf(text, sizeof text, "%d", map->n_tokens * k / 2);
+        if (i % columns == 0)
+            draw_text(c, x - 5, y + panel_size * k / 2 + 3.5, tick_left, text);
+    }
+    if (i % columns == 0)
+        draw_text_upward(c, margin + 4, y + panel_size / 2, label, "query position");
+    if (i >= n - columns) {
+        draw_text(c, x + panel_size / 2, bottom + 30, label, "key block");
+        draw_text(c, gate_x + gate_width / 2, bottom + 30, label, "gate");
     }
 }
 
+/* All panels in reading order, a layer's heads side by side, four to a row. */
 int map_draw(const char *path, const selection_map *map)
 {
-    const double left = margin + 44, cell_w = panel_size + gap + gate_width + panel_gap, cell_h = panel_size + 42;
+    const int n = map->n_layers * map->n_heads, columns = n < MAX_COLUMNS ? n : MAX_COLUMNS;
+    const int rows = (n + columns - 1) / columns;
+    const double left = margin + 44, top = header + 20;
+    const double cell_w = panel_size + gap + gate_width + panel_gap, cell_h = panel_size + 42;
     rgb *cells = calloc((size_t)map->n_blocks * MAP_BINS, sizeof *cells);
     if (cells == NULL)
         return cli_fail("%s: no memory for the picture", path);
-    const double width = left + map->n_heads * cell_w, height = header + 20 + map->n_layers * cell_h + bottom - 20;
+    const double width = left + columns * cell_w, height = top + rows * cell_h + 26;
     canvas c = canvas_open(path, width > 720 ? width : 720, height);
     draw_header(&c, map);
-    for (int layer = 0; layer < map->n_layers; layer++) {
-        for (int head = 0; head < map->n_heads; head++) {
-            const double x = left + head * cell_w, y = header + 20 + layer * cell_h;
-            const map_panel *panel = &map->panels[layer * map->n_heads + head];
-            draw_blocks(&c, map, panel, cells, x, y);
-            draw_gates(&c, panel, x + panel_size + gap, y);
-            draw_panel_axes(&c, map, layer, head, x, y);
-        }
-        draw_text_upward(&c, margin + 4, header + 20 + layer * cell_h + panel_size / 2,
-                         (text_style){label_size, false, ANCHOR_MIDDLE, ink}, "query position");
-    }
-    for (int head = 0; head < map->n_heads; head++) {
-        const double x = left + head * cell_w, y = header + 20 + (map->n_layers - 1) * cell_h + panel_size + 30;
-        draw_text(&c, x + panel_size / 2, y, (text_style){label_size, false, ANCHOR_MIDDLE, ink}, "key block");
-        draw_text(&c, x + panel_size + gap + gate_width / 2, y, (text_style){label_size, false, ANCHOR_MIDDLE, ink},
-                  "gate");
+    for (int i = 0; i < n; i++) {
+        const double x = left + i % columns * cell_w, y = top + i / columns * cell_h;
+        draw_blocks(&c, map, &map->panels[i], cells, x, y);
+        draw_gates(&c, &map->panels[i], x + panel_size + gap, y);
+        draw_panel_axes(&c, map, i, columns, x, y);
     }
     free(cells);
     return canvas_close(&c);
