@@ -104,8 +104,8 @@ static double choose_direction(const param *t, const float *g, rng *r, float *di
     norm = sqrt(norm);
     double slope = 0.0;
     for (int64_t i = 0; i < t->count; i++) {
-        direction[i] = (norm > 0.0 ? (float)((double)g[i] / norm) : 0.0F) +
-                       0.5F * (float)(rng_normal(r) / sqrt((double)t->count));
+        direction[i] =
+            (norm > 0.0 ? (float)((double)g[i] / norm) : 0.0F) + 0.5F * (float)(rng_normal(r) / sqrt((double)t->count));
         slope += (double)direction[i] * (double)g[i];
     }
     return slope;
