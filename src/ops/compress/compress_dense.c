@@ -302,7 +302,7 @@ void compress_dense_forward(const void *problem, arena *ws)
         return;
     compress_count_blocks(p, pl.cu);
     const int64_t units = n_tiles(pl.n_blocks, p->seqs.n, TILE_BLOCKS) * p->cfg->n_heads_kv;
-#pragma omp parallel num_threads(p->ctx->n_threads)
+#pragma omp parallel num_threads((int)min_i64(p->ctx->n_threads, units))
     {
         const scratch t = my_scratch(&pl, false);
 #pragma omp for

@@ -313,7 +313,7 @@ void compress_pool_forward(const void *problem, arena *ws)
     copy_params(&pl);
     const int32_t heads = p->cfg->n_heads_kv;
     const int64_t units = n_tiles(n_blocks, p->seqs.n, pl.tile) * heads;
-#pragma omp parallel num_threads(p->ctx->n_threads)
+#pragma omp parallel num_threads((int)min_i64(p->ctx->n_threads, units))
     {
         const scratch t = my_scratch(&pl, false);
 #pragma omp for schedule(dynamic)

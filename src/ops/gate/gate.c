@@ -10,9 +10,14 @@ typedef struct place {
     int64_t start, row, head;
 } place;
 
-static void load(const gate_problem *p, float *dst, const nsa_tensor *t, place at, int64_t n)
+/* A row as float32: where it lies if it is so, else in buffer. */
+static const float *load(const gate_problem *p, float *buffer, const nsa_tensor *t, place at, int64_t n)
 {
-    p->ctx->simd->load_row(dst, tensor_at(t, at.s, at.start, at.row, at.head), t->dtype, n);
+    const void *row = tensor_at(t, at.s, at.start, at.row, at.head);
+    if (t->dtype == NSA_F32)
+        return row;
+    p->ctx->simd->load_row(buffer, row, t->dtype, n);
+    return buffer;
 }
 
 static void store(const gate_problem *p, const nsa_tensor *t, place at, const float *src, int64_t n)
@@ -23,10 +28,11 @@ static void store(const gate_problem *p, const nsa_tensor *t, place at, const fl
 static void forward_row(const gate_problem *p, place at)
 {
     const int64_t d = p->cfg->d_v;
-    float g[NSA_N_BRANCHES], x[NSA_N_BRANCHES][MAX_HEAD_DIM], o[MAX_HEAD_DIM];
-    load(p, g, &p->gate, at, NSA_N_BRANCHES);
+    float g_row[NSA_N_BRANCHES], x_row[NSA_N_BRANCHES][MAX_HEAD_DIM], o[MAX_HEAD_DIM];
+    const float *g = load(p, g_row, &p->gate, at, NSA_N_BRANCHES);
+    const float *x[NSA_N_BRANCHES];
     for (int c = 0; c < NSA_N_BRANCHES; c++)
-        load(p, x[c], &p->o_branch[c], at, d);
+        x[c] = load(p, x_row[c], &p->o_branch[c], at, d);
     for (int64_t i = 0; i < d; i++)
         o[i] = g[NSA_CMP] * x[NSA_CMP][i] + g[NSA_SLC] * x[NSA_SLC][i] + g[NSA_WIN] * x[NSA_WIN][i];
     store(p, &p->o, at, o, d);
@@ -34,20 +40,21 @@ static void forward_row(const gate_problem *p, place at)
 
 static void backward_row(const gate_problem *p, place at)
 {
-    const int64_t d = p->cfg->d_v;
-    float g[NSA_N_BRANCHES], dgate[NSA_N_BRANCHES], d_o[MAX_HEAD_DIM];
-    load(p, g, &p->gate, at, NSA_N_BRANCHES);
-    load(p, d_o, &p->d_o, at, d);
+    const int64_t d = p->cfg->d_v, padded = simd_pad(d);
+    float g_row[NSA_N_BRANCHES], d_o_row[MAX_HEAD_DIM], x_row[MAX_HEAD_DIM];
+    float dgate[NSA_N_BRANCHES], product[MAX_HEAD_DIM], dx[MAX_HEAD_DIM];
+    const float *g = load(p, g_row, &p->gate, at, NSA_N_BRANCHES);
+    const float *d_o = load(p, d_o_row, &p->d_o, at, d);
+    for (int64_t i = d; i < padded; i++)
+        product[i] = 0.0F;
     for (int c = 0; c < NSA_N_BRANCHES; c++) {
-        float x[MAX_HEAD_DIM], dx[MAX_HEAD_DIM];
-        load(p, x, &p->o_branch[c], at, d);
+        const float *x = load(p, x_row, &p->o_branch[c], at, d);
+        const float gate = g[c];
         for (int64_t i = 0; i < d; i++) {
-            x[i] *= d_o[i];
-            dx[i] = g[c] * d_o[i];
+            product[i] = d_o[i] * x[i];
+            dx[i] = gate * d_o[i];
         }
-        for (int64_t i = d; i < simd_pad(d); i++)
-            x[i] = 0.0F;
-        dgate[c] = p->ctx->simd->sum_row(x, simd_pad(d));
+        dgate[c] = p->ctx->simd->sum_row(product, padded);
         if (p->do_branch[c].data != NULL)
             store(p, &p->do_branch[c], at, dx, d);
     }
@@ -57,7 +64,7 @@ static void backward_row(const gate_problem *p, place at)
 static void for_each_row(const gate_problem *p, void (*run)(const gate_problem *, place))
 {
     const int64_t n = n_tiles(p->seqs.total_q, p->seqs.n, TILE);
-#pragma omp parallel for num_threads(p->ctx->n_threads) schedule(dynamic)
+#pragma omp parallel for num_threads((int)min_i64(p->ctx->n_threads, max_i64(1, n))) schedule(dynamic)
     for (int64_t i = 0; i < n; i++) {
         int32_t s;
         int64_t first;
