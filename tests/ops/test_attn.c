@@ -32,6 +32,8 @@ static const scenario scenarios[] = {
     {0, 67, {2, 2, 16, 33, NSA_F32, LAYOUT_ONE_TOKEN, LAYOUT_ONE_TOKEN, LAYOUT_THD, false, 0.0}},
     {3, 31, {64, 1, 1, 1, NSA_F32, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, true, 1.0}},
     {2, 29, {3, 1, 256, 256, NSA_F32, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+    {0, 67, {2, 2, 16, 16, NSA_F32, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 12.0}}, /* probabilities underflow */
+    {0, 67, {2, 2, 16, 16, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, true, 12.0}},
     {1, 331, {2, 1, 24, 8, NSA_F32, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, true, 0.0}},
     {1, 331, {4, 1, 16, 16, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
     {3, 331, {1, 1, 8, 8, NSA_F32, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},

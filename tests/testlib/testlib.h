@@ -106,7 +106,8 @@ void tensor_fill_normal(const test_tensor *x, rng *r, double sigma);
 
 /* Row by row: max|got - exact| <= 2 max|rounded - exact| + 4 ulp of max|exact| (of got's dtype) + 4 float32 ulp of the
  * tensor's max|exact| (a row that cancels to 0 keeps the rounding of its terms); NaN and inf, with its sign, in the
- * same places. */
+ * same places. In float32, where one row's error is one throw of the dice, a row may also err twice as much as the
+ * rounded reference does in its worst row. */
 void assert_close(const char *what, const test_tensor *got, const test_tensor *exact, const test_tensor *rounded);
 
 void assert_same_bits(const char *what, const test_tensor *got, const test_tensor *expected);
