@@ -444,6 +444,69 @@ static void test_as_a_cache(void **state)
     }
 }
 
+/* ---- The oracle's values, where they can be told without it */
+
+/* Blocks of tokens 0..2 and 1..3 of one sequence of 4, d = 2; x[t] = {t, 10 - t}. */
+static void run_by_hand(const nsa_phi *phi, double y[4])
+{
+    nsa_config cfg;
+    nsa_config_init(&cfg);
+    cfg.n_heads_q = cfg.n_heads_kv = 1;
+    cfg.cmp_block = cfg.slc_block = 3;
+    cfg.cmp_stride = 1;
+    const int32_t cu[] = {0, 4};
+    const nsa_batch batch = {.n_seqs = 1, .max_seqlen_k = 4, .total_k = 4, .cu_seqlens_k = cu};
+    double x[] = {0.0, 10.0, 1.0, 9.0, 2.0, 8.0, 3.0, 7.0};
+    const nsa_compress_args args = {2, *phi, nsa_packed(x, NSA_F64, 1, 2), nsa_packed(y, NSA_F64, 1, 2)};
+    size_t bytes = 0;
+    assert_int_equal(nsa_compress_workspace(&oracle_ctx, &cfg, &batch, &args, &bytes), NSA_OK);
+    void *ws = guarded(bytes, FLUSH_RIGHT);
+    assert_int_equal(nsa_compress(&oracle_ctx, &cfg, &batch, &args, ws, bytes, NULL), NSA_OK);
+}
+
+static void assert_values(const char *what, const double got[4], double a, double b, double c, double d)
+{
+    const double want[] = {a, b, c, d};
+    for (int i = 0; i < 4; i++)
+        if (!(fabs(got[i] - want[i]) <= 1e-14 * fmax(1.0, fabs(want[i]))))
+            test_fail("%s: element %d is %.17g, must be %.17g", what, i, got[i], want[i]);
+}
+
+static void test_by_hand(void **state)
+{
+    (void)state;
+    testlib_reset();
+    test_note("by hand");
+    double y[4];
+    run_by_hand(&(nsa_phi){.kind = NSA_PHI_MEAN}, y);
+    assert_values("mean", y, 1.0, 9.0, 2.0, 8.0);
+
+    /* The token in the middle, its channels exchanged, with 0.5 and 0.25 of pe added. */
+    double pe[] = {9.0, 9.0, 0.5, 0.25, 9.0, 9.0}, w1[12] = {0.0};
+    w1[2 * 2 + 1] = w1[3 * 2 + 0] = 1.0;
+    run_by_hand(&(nsa_phi){.kind = NSA_PHI_LINEAR, .dtype = NSA_F64, .pe = pe, .w1 = w1}, y);
+    assert_values("linear", y, 9.25, 1.5, 8.25, 2.5);
+
+    /* Logits ln 1, ln 2, ln 3 by position, plus ln 2 for each step of the first channel: weights 1, 4, 12 of 17. */
+    double u[] = {log(2.0), 0.0}, by_token[] = {0.0, log(2.0), log(3.0)};
+    run_by_hand(&(nsa_phi){.kind = NSA_PHI_GATED_TOKEN, .dtype = NSA_F64, .w1 = u, .b1 = by_token}, y);
+    assert_values("gated_token", y, 28.0 / 17, 10 - 28.0 / 17, 1 + 28.0 / 17, 9 - 28.0 / 17);
+
+    /* The first channel's logits as above, all of the second's equal. */
+    double by_channel[] = {0.0, 0.0, log(2.0), 0.0, log(3.0), 0.0}, uc[] = {log(2.0), 0.0, 0.0, 0.0};
+    run_by_hand(&(nsa_phi){.kind = NSA_PHI_GATED_CHANNEL, .dtype = NSA_F64, .w1 = uc, .b1 = by_channel}, y);
+    assert_values("gated_channel", y, 28.0 / 17, 9.0, 1 + 28.0 / 17, 8.0);
+
+    /* One hidden unit that sees the last token's first channel, less 2: GELU(0) = 0, GELU(1) = Phi(1). */
+    double w_hidden[6] = {0.0}, less[] = {-2.0}, w2[] = {1.0, -2.0}, b2[] = {0.5, 0.0};
+    w_hidden[4] = 1.0;
+    run_by_hand(
+        &(nsa_phi){
+            .kind = NSA_PHI_MLP, .dtype = NSA_F64, .d_hidden = 1, .w1 = w_hidden, .b1 = less, .w2 = w2, .b2 = b2},
+        y);
+    assert_values("mlp", y, 0.5, 0.0, 0.5 + 0.84134474606854295, -2.0 * 0.84134474606854295);
+}
+
 /* ---- The oracle's gradients against central differences of L = sum of dy * y */
 
 static double loss(const compress_case *c, const test_tensor *y)
@@ -559,6 +622,7 @@ int main(void)
         cmocka_unit_test(test_same_bits_for_any_threads),
         cmocka_unit_test(test_bad_tokens),
         cmocka_unit_test(test_as_a_cache),
+        cmocka_unit_test(test_by_hand),
         cmocka_unit_test(test_gradients_of_the_oracle),
         cmocka_unit_test(test_public_functions),
     };
