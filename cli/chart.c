@@ -55,13 +55,14 @@ static void linear_ticks(scale *s)
         add_tick(s, (first + i) * step + 0.0); /* never -0 */
 }
 
-/* 1, 2 and 5 in every decade, as long as they are few. */
+/* Round numbers, the fewer in a decade the more decades there are. */
 static void log_ticks(scale *s)
 {
+    static const double mantissa[] = {1, 2, 5, 3, 1.5, 4, 7};
     const double decades = log10(s->max / s->min), every = fmax(1, ceil(decades / 8)), first = floor(log10(s->min));
-    const double mantissa[] = {1, 2, 5};
+    const int n = decades > 3 ? 1 : decades > 1 ? 3 : 7;
     for (int e = 0; e < MAX_TICKS; e++)
-        for (int i = 0; i < (decades > 3 ? 1 : 3); i++)
+        for (int i = 0; i < n; i++)
             add_tick(s, mantissa[i] * pow(10, first + e * every));
 }
 
