@@ -150,11 +150,12 @@ static const float *copy_keys(const attn_tile *t, const rows *from, int64_t k0, 
     return copy;
 }
 
-/* Rows k0 .. k0 + n - 1 as floats: where they lie if possible, else copied. padded: for the B of a product. */
-static const float *key_rows(const attn_tile *t, const rows *from, int64_t k0, int64_t n, int64_t d, bool as_b,
-                             float *copy, int64_t *ld)
+/* Rows k0 .. k0 + n - 1 as floats, for the A of a product: where they lie if possible, else copied. As a B they are
+ * copied always: closely packed they are worth more in the cache than the copy costs. */
+static const float *read_keys(const attn_tile *t, const rows *from, int64_t k0, int64_t n, int64_t d, float *copy,
+                              int64_t *ld)
 {
-    if (from->dtype == NSA_F32 && k0 >= from->split && (!as_b || d % SIMD_PAD == 0)) {
+    if (from->dtype == NSA_F32 && k0 >= from->split) {
         *ld = from->stride_bytes / (int64_t)sizeof(float);
         return rows_at(from, k0);
     }
@@ -369,7 +370,7 @@ static void score(attn_tile *t, int64_t k0, int64_t n)
 {
     const int64_t d_qk = t->p->cfg->d_qk;
     int64_t ld = t->ld_qk;
-    const float *k = key_rows(t, &t->k, k0, n, d_qk, false, t->k_copy, &ld);
+    const float *k = read_keys(t, &t->k, k0, n, d_qk, t->k_copy, &ld);
     kernels(t)->matmul(t->scores, t->ld_s, k, ld, 1, t->q_lanes, t->ld_s, n, t->n_picked * t->group, d_qk, 0);
 }
 
@@ -387,9 +388,8 @@ static void attend(attn_tile *t, int64_t k0, int64_t n)
         for (int64_t c = 0; keep != 1.0F && c < d_v; c++)
             o[c] *= keep;
     }
-    int64_t ld = t->ld_v;
-    const float *v = key_rows(t, &t->v, k0, n, d_v, true, t->v_copy, &ld);
-    add_to_rows(t, t->o, t->ld_v, t->scores, v, ld, n, d_v, masked);
+    const float *v = copy_keys(t, &t->v, k0, n, d_v, t->v_copy, t->ld_v);
+    add_to_rows(t, t->o, t->ld_v, t->scores, v, t->ld_v, n, d_v, masked);
 }
 
 static void store_o(const attn_tile *t)
@@ -416,16 +416,16 @@ static void store_o(const attn_tile *t)
 static void grad_q(attn_tile *t, int64_t k0, int64_t n)
 {
     const int64_t lanes = t->n_picked * t->group, d_qk = t->p->cfg->d_qk, d_v = t->p->cfg->d_v;
-    int64_t ld_k = t->ld_qk, ld_v = t->ld_v;
-    const float *k = key_rows(t, &t->k, k0, n, d_qk, true, t->k_copy, &ld_k);
-    const float *v = key_rows(t, &t->v, k0, n, d_v, false, t->v_copy, &ld_v);
-    kernels(t)->matmul(t->scores, t->ld_s, k, ld_k, 1, t->q_lanes, t->ld_s, n, lanes, d_qk, 0);
+    int64_t ld_v = t->ld_v;
+    const float *k = copy_keys(t, &t->k, k0, n, d_qk, t->k_copy, t->ld_qk);
+    const float *v = read_keys(t, &t->v, k0, n, d_v, t->v_copy, &ld_v);
+    kernels(t)->matmul(t->scores, t->ld_s, k, t->ld_qk, 1, t->q_lanes, t->ld_s, n, lanes, d_qk, 0);
     kernels(t)->matmul(t->dp, t->ld_s, v, ld_v, 1, t->d_o_lanes, t->ld_s, n, lanes, d_v, 0);
     kernels(t)->softmax_grad(t->scores, t->dp, t->ld_s, n, lanes, t->scale, t->lse_lanes, t->delta_lanes, 1);
     const bool masked = mask_block(t, k0, n);
     for (int64_t j = 0; masked && j < n; j++)
         fill_outside(t->dp + j * t->ld_s, lanes, t->lanes_of[j], 0.0F);
-    add_to_rows(t, t->dq, t->ld_qk, t->dp, k, ld_k, n, d_qk, masked);
+    add_to_rows(t, t->dq, t->ld_qk, t->dp, k, t->ld_qk, n, d_qk, masked);
 }
 
 static void store_dq(const attn_tile *t)
