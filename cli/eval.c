@@ -32,8 +32,7 @@ static int out_of_memory(void)
     return cli_fail("out of memory: the results");
 }
 
-/* ---- The needle test
- * --------------------------------------------------------------------------------------------------- */
+/* ---- The needle test --------------------------------------------------------------------------------------------- */
 
 enum { CELL_TEXT = 32 };
 
@@ -59,18 +58,36 @@ static int draw_cells(const options *o, const needle_test *t, const needle_cell 
             notes[i] = note_text[i];
         }
     }
-    const heat_map map = {.title = "Needle test",
-                          .subtitle = "nats that the hidden fact saves on the four digits of the answer",
-                          .x_label = "length of the text, tokens",
-                          .y_label = "depth of the fact",
-                          .value_label = "nats per answer",
-                          .n_x = t->n_lengths,
-                          .n_y = t->n_depths,
-                          .x_ticks = x_ticks,
-                          .y_ticks = y_ticks,
-                          .values = values,
-                          .notes = notes};
+    const heat_map map = {
+        .title = "Needle test",
+        .subtitle =
+            "nats that the hidden fact saves on its answer, a digit: a guess costs ln 10 = 2.30, and is right in 10 %",
+        .x_label = "length of the text, tokens",
+        .y_label = "depth of the fact",
+        .value_label = "nats per answer",
+        .n_x = t->n_lengths,
+        .n_y = t->n_depths,
+        .x_ticks = x_ticks,
+        .y_ticks = y_ticks,
+        .values = values,
+        .notes = notes};
     return chart_heat_map(o->out, &map);
+}
+
+/* For the reader; the JSON on stdout is for programs. */
+static void print_cells(const needle_test *t, const needle_cell *cells)
+{
+    fprintf(stderr, "nats saved (answers right)\n%-12s", "length");
+    for (int l = 0; l < t->n_lengths; l++)
+        fprintf(stderr, "%16d", t->length[l]);
+    for (int d = 0; d < t->n_depths; d++) {
+        fprintf(stderr, "\ndepth %3.0f %% ", 100.0 * t->depth[d]);
+        for (int l = 0; l < t->n_lengths; l++) {
+            const needle_cell *cell = &cells[l * t->n_depths + d];
+            fprintf(stderr, "%8.2f (%3.0f %%)", cell->saved_nats, 100.0 * cell->accuracy);
+        }
+    }
+    fputc('\n', stderr);
 }
 
 static bool add_cells(cJSON *json, const needle_test *t, const needle_cell *cells)
@@ -112,13 +129,13 @@ static int run_needle_test(const options *o, const model *m, const corpus *data,
     plan_test(o, m->cfg.model.context, &test);
     if (!needle_evaluate(m, data, &test, cells))
         return failed();
+    print_cells(&test, cells);
     if (!add_cells(json, &test, cells))
         return out_of_memory();
     return o->out != NULL ? draw_cells(o, &test, cells) : CLI_OK;
 }
 
-/* ---- The command
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- The command ------------------------------------------------------------------------------------------------- */
 
 static int evaluate(const options *o, const model *m, const checkpoint_info *info, const corpus *data, cJSON *json)
 {

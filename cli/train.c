@@ -23,8 +23,7 @@ typedef struct options {
     bool given[MAX_SETTINGS];
 } options;
 
-/* ---- Flags
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- Flags ------------------------------------------------------------------------------------------------------- */
 
 typedef struct setting_words {
     char flag[WORD], initial[WORD];
@@ -73,8 +72,7 @@ static int adopt_settings(const arg_table *table, options *o, const lm_config *s
     return CLI_OK;
 }
 
-/* ---- Training
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- Training ---------------------------------------------------------------------------------------------------- */
 
 static volatile sig_atomic_t stop_signal;
 
@@ -148,8 +146,7 @@ static int train(const options *o, trainer *t, train_log *log)
     return complete ? CLI_OK : EXIT_INTERRUPTED;
 }
 
-/* ---- The command
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- The command ------------------------------------------------------------------------------------------------- */
 
 static int train_with_log(const options *o, trainer *t)
 {

@@ -15,8 +15,7 @@
 
 enum { NAME_MAX_BYTES = 64, CONFIG_MAX_BYTES = 1 << 20 };
 
-/* ---- Directories
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- Directories ------------------------------------------------------------------------------------------------- */
 
 /* The N of "step-N" as checkpoint_save writes it; -1: another name. */
 static int64_t step_of(const char *name)
@@ -103,8 +102,7 @@ static bool remove_other_step(void *arg, const char *name)
     return directory_remove(leftover);
 }
 
-/* ---- Tensors
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- Tensors ----------------------------------------------------------------------------------------------------- */
 
 /* The table's tensors under "prefix" + name, from several copies of the weights' layout. */
 typedef struct tensor_group {
@@ -164,8 +162,7 @@ static bool read_tensors(const char *dir, const char *name, const param_table *t
     return ok;
 }
 
-/* ---- Reading
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- Reading ----------------------------------------------------------------------------------------------------- */
 
 bool checkpoint_read_info(const char *checkpoint, checkpoint_info *info)
 {
@@ -209,8 +206,7 @@ bool checkpoint_resume(const char *checkpoint, const checkpoint_info *info, trai
     return true;
 }
 
-/* ---- Writing
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- Writing ----------------------------------------------------------------------------------------------------- */
 
 static bool write_config(const char *dir, const trainer *t)
 {

@@ -10,8 +10,7 @@
 
 static const double max_exact = 9007199254740992.0; /* 2^53 */
 
-/* ---- Writing
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- Writing ----------------------------------------------------------------------------------------------------- */
 
 static bool add_setting(cJSON *json, const setting *s, const lm_config *cfg)
 {
@@ -43,8 +42,7 @@ char *config_json_write(const checkpoint_info *info)
     return text;
 }
 
-/* ---- Reading
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- Reading ----------------------------------------------------------------------------------------------------- */
 
 /* The only member of this name; NULL and a message otherwise. Counts it in *n. */
 static const cJSON *find_once(const char *path, const cJSON *json, const char *name, int *n)

@@ -10,8 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ---- Reading -------------------------------------------------------------------------------------------------------
- */
+/* ---- Reading ----------------------------------------------------------------------------------------------------- */
 
 static bool read_bytes(int fd, const char *path, corpus_file *f)
 {
@@ -91,8 +90,7 @@ void corpus_free(corpus *t)
     *t = (corpus){0};
 }
 
-/* ---- Windows -------------------------------------------------------------------------------------------------------
- */
+/* ---- Windows ----------------------------------------------------------------------------------------------------- */
 
 static int64_t part_start(const corpus_file *f, corpus_part part)
 {
@@ -121,8 +119,7 @@ const uint8_t *corpus_window(const corpus *t, corpus_part part, int32_t n, int64
     return t->files[i].bytes + part_start(&t->files[i], part) + window * n;
 }
 
-/* ---- Training sequences
- * ---------------------------------------------------------------------------------------------- */
+/* ---- Training sequences ------------------------------------------------------------------------------------------ */
 
 /* Places where a sequence of n tokens and the byte after it can start. */
 static int64_t file_starts(const corpus_file *f, int32_t n)
@@ -161,5 +158,5 @@ void corpus_sample(const corpus *t, const train_config *cfg, int64_t step, int32
         start -= file_starts(&t->files[i], n);
     memcpy(bytes, t->files[i].bytes + start, (size_t)n + 1);
     if (random_unit(seed, stream, index + 1) < cfg->needle_share)
-        needle_mix(bytes, (int64_t)n + 1, seed, stream, index + 2);
+        needle_mix(bytes, (int64_t)n + 1, (double)step / cfg->steps, seed, stream, index + 2);
 }

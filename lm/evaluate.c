@@ -46,8 +46,7 @@ static void set_sequence(bench *b, int32_t s, const uint8_t *bytes)
     memcpy(b->targets + (size_t)s * n, bytes + 1, n);
 }
 
-/* ---- Loss
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- Loss -------------------------------------------------------------------------------------------------------- */
 
 static bool sum_losses(bench *b, const corpus *data, corpus_part part, int64_t n_windows, double *sum)
 {
@@ -86,8 +85,7 @@ bool evaluate_loss(const model *m, const corpus *data, corpus_part part, int64_t
     return ok;
 }
 
-/* ---- Needles
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- Needles ----------------------------------------------------------------------------------------------------- */
 
 static uint8_t likeliest(const float *logits)
 {
@@ -116,20 +114,14 @@ static bool run_trials(bench *b, const corpus *data, const needle_test *test, do
             set_sequence(b, s, bytes);
         }
         LM_TRY(lm_forward(b->r, b->tokens));
-        for (int32_t s = 0; s < used; s++) {
-            bool all = true;
-            for (int64_t i = 0; i < NEEDLE_DIGITS; i++) { /* row i tells byte i + 1 */
-                const int64_t row = (int64_t)s * n + answer[s] + i - 1;
-                all = all && likeliest(b->r->logits + row * BYTE_VOCABULARY) == b->targets[row];
-            }
-            *right += all;
+        for (int32_t s = 0; s < used; s++) { /* row i tells byte i + 1 */
+            const int64_t row = (int64_t)s * n + answer[s] - 1;
+            *right += likeliest(b->r->logits + row * BYTE_VOCABULARY) == b->targets[row];
         }
         double mean = 0.0;
         lm_loss(b->r, b->targets, &mean);
-        for (int32_t s = 0; s < used; s++) {
-            for (int64_t i = 0; i < NEEDLE_DIGITS; i++)
-                *loss += (double)b->r->loss[(int64_t)s * n + answer[s] + i - 1];
-        }
+        for (int32_t s = 0; s < used; s++)
+            *loss += (double)b->r->loss[(int64_t)s * n + answer[s] - 1];
     }
     return true;
 }
@@ -155,8 +147,9 @@ bool needle_evaluate(const model *m, const corpus *data, const needle_test *test
 {
     for (int32_t l = 0; l < test->n_lengths; l++) {
         const int32_t n = test->length[l];
-        if (n < 2 * NEEDLE_MAX)
-            return lm_fail("--lengths: %d tokens have no room for a fact and a question, %d have", n, 2 * NEEDLE_MAX);
+        if (n < 2 * NEEDLE_LENGTH)
+            return lm_fail("--lengths: %d tokens have no room for a fact and a question, %d have", n,
+                           2 * NEEDLE_LENGTH);
         if (corpus_n_windows(data, CORPUS_HELD_OUT, n) == 0)
             return lm_fail("--lengths: the held-out tenth of --data is shorter than %d tokens", n);
         uint8_t *bytes = malloc((size_t)n + 1);

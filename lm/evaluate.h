@@ -22,8 +22,8 @@ typedef struct needle_test {
 } needle_test;
 
 typedef struct needle_cell {
-    double saved_nats; /* loss on the answer's digits without the fact in the text, less the loss with it; per answer */
-    double accuracy;   /* answers all of whose digits are the likeliest byte */
+    double saved_nats; /* loss on the answer without the fact in the text, less the loss with it; mean over trials */
+    double accuracy;   /* share of the answers that were the likeliest byte */
 } needle_cell;
 
 /* cells [n_lengths][n_depths]. The hay is the held-out part of the text. */

@@ -1,50 +1,42 @@
 #include "lm/needle.h"
 #include "lm/random.h"
 
-#include <stdio.h>
+#include <math.h>
 #include <string.h>
-
-static const char *const names[] = {
-    "Aaron",  "Abigail", "Abraham", "Adam",   "Amos",   "Anna",  "Caleb",  "Daniel", "David",  "Deborah", "Elijah",
-    "Esther", "Eve",     "Ezra",    "Gideon", "Hannah", "Isaac", "Jacob",  "Joel",   "Jonah",  "Joseph",  "Joshua",
-    "Leah",   "Martha",  "Miriam",  "Moses",  "Naomi",  "Noah",  "Rachel", "Ruth",   "Samuel", "Sarah",
-};
-enum { N_NAMES = sizeof names / sizeof names[0] };
 
 needle needle_draw(uint64_t seed, uint64_t stream, uint64_t index)
 {
     needle x;
-    const char *name = names[random_below(seed, stream, 2 * index, N_NAMES)];
-    const int number = (int)random_below(seed, stream, 2 * index + 1, 10000);
-    const int before = snprintf(x.sentence, sizeof x.sentence, "\nThe secret number of %s is ", name);
-    x.answer = before;
-    x.length =
-        before + snprintf(x.sentence + before, sizeof x.sentence - (size_t)before, "%0*d.\n", NEEDLE_DIGITS, number);
+    memcpy(x.sentence, "\nThe key is ?.\n", NEEDLE_LENGTH);
+    x.sentence[NEEDLE_ANSWER] = (uint8_t)('0' + random_below(seed, stream, index, 10));
     return x;
 }
 
 static int64_t put(uint8_t *bytes, const needle *x, int64_t at)
 {
-    memcpy(bytes + at, x->sentence, (size_t)x->length);
-    return at + x->answer;
+    memcpy(bytes + at, x->sentence, NEEDLE_LENGTH);
+    return at + NEEDLE_ANSWER;
 }
 
 int64_t needle_hide(uint8_t *bytes, int64_t n, const uint8_t *hay, const needle *fact, double depth, bool present)
 {
-    const int64_t question = n - fact->length;
+    const int64_t question = n - NEEDLE_LENGTH;
     memcpy(bytes, hay, (size_t)n);
     if (present)
-        (void)put(bytes, fact, (int64_t)(depth * (double)(question - fact->length)));
+        (void)put(bytes, fact, (int64_t)(depth * (double)(question - NEEDLE_LENGTH)));
     return put(bytes, fact, question);
 }
 
-void needle_mix(uint8_t *bytes, int64_t n, uint64_t seed, uint64_t stream, uint64_t index)
+void needle_mix(uint8_t *bytes, int64_t n, double progress, uint64_t seed, uint64_t stream, uint64_t index)
 {
     const needle x = needle_draw(seed, stream, index);
-    if (n < 2 * x.length)
+    const int64_t most = n * 4 / 5 / NEEDLE_LENGTH;
+    if (most < 2)
         return;
-    const double depth = random_unit(seed, stream, 2 * index + 2);
-    const int64_t question = n - x.length;
-    (void)put(bytes, &x, (int64_t)(depth * (double)(question - x.length)));
-    (void)put(bytes, &x, question);
+    const double share = pow(random_unit(seed, stream, index + 1), 4.0 * progress);
+    const int64_t mentions = 2 + (int64_t)(share * (double)(most - 2));
+    for (int64_t i = 0; i < mentions; i++) {
+        const int64_t first = i * n / mentions, spare = (i + 1) * n / mentions - first - NEEDLE_LENGTH;
+        (void)put(bytes, &x, first + random_below(seed, stream, index + 2 + (uint64_t)i, spare + 1));
+    }
 }

@@ -1,9 +1,10 @@
 /*
  * The needle test: a sentence such as
  *
- *     The secret number of Esther is 4831.
+ *     The key is 7.
  *
- * stands somewhere in a text, and again at its end: can the model tell the number there?
+ * stands somewhere in a text, and again at its end: can the model tell the digit there? The answer is one digit, a
+ * single hop of attention, because that is what a small model learns within minutes.
  */
 #ifndef LM_NEEDLE_H
 #define LM_NEEDLE_H
@@ -11,23 +12,24 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { NEEDLE_DIGITS = 4, NEEDLE_MAX = 64 };
+/* The sentence stands between line breaks; its digit is byte NEEDLE_ANSWER. */
+enum { NEEDLE_LENGTH = 15, NEEDLE_ANSWER = 12 };
 
 typedef struct needle {
-    char sentence[NEEDLE_MAX]; /* with a line break before and after */
-    int64_t length;
-    int64_t answer; /* where its digits start */
+    uint8_t sentence[NEEDLE_LENGTH];
 } needle;
 
-/* One of 32 names and a number. */
+/* With a random digit. */
 needle needle_draw(uint64_t seed, uint64_t stream, uint64_t index);
 
 /* Writes [hay][needle][hay][needle] of n bytes, the hay of a test; depth in [0, 1] tells how far down the first stands;
- * without the fact there is hay instead. n must have room for two needles. Returns where the last answer starts. */
+ * without the fact there is hay instead. n must have room for two needles. Returns where the last answer stands. */
 int64_t needle_hide(uint8_t *bytes, int64_t n, const uint8_t *hay, const needle *fact, double depth, bool present);
 
-/* Hides and asks a few needles in n bytes of training text, which are overwritten where they stand. A text too short
- * for them is left as it is. */
-void needle_mix(uint8_t *bytes, int64_t n, uint64_t seed, uint64_t stream, uint64_t index);
+/* Training text with a needle: the same one 2 times or more, up to four fifths of the n bytes, at random places; every
+ * mention after the first is a question. A text too short for two is left as it is. Early in training (progress 0)
+ * there are as many as may be, which teaches to copy at all; later (up to 1) mostly few, which teaches to look far
+ * back. */
+void needle_mix(uint8_t *bytes, int64_t n, double progress, uint64_t seed, uint64_t stream, uint64_t index);
 
 #endif

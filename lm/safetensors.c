@@ -19,8 +19,7 @@ enum {
 
 static const double max_exact = 9007199254740992.0; /* 2^53: past it a double, which cJSON keeps, is not exact */
 
-/* ---- The header ----------------------------------------------------------------------------------------------------
- */
+/* ---- The header -------------------------------------------------------------------------------------------------- */
 
 static bool read_size(const cJSON *json, int64_t *value)
 {
@@ -175,8 +174,7 @@ static bool parse_header(safetensors *f, char *header, size_t length, int64_t da
     return ok;
 }
 
-/* ---- Reading
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- Reading ----------------------------------------------------------------------------------------------------- */
 
 static bool read_header(safetensors *f)
 {
@@ -251,8 +249,7 @@ bool safetensors_read_f32(const safetensors *f, const char *name, int32_t n_dims
     return file_read_at(f->fd, f->path, data, (size_t)(t->end - t->begin), f->data_start + t->begin);
 }
 
-/* ---- Writing
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- Writing ----------------------------------------------------------------------------------------------------- */
 
 static int64_t bytes_of(const safetensor_source *t)
 {

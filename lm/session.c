@@ -28,8 +28,7 @@ struct session {
 
 enum { PAGE_TOKENS = 64 }; /* at least; rounded up to whole selection blocks */
 
-/* ---- Memory --------------------------------------------------------------------------------------------------------
- */
+/* ---- Memory ------------------------------------------------------------------------------------------------------ */
 
 static void take_kv(lm_arena *a, const model *m, kv_store *kv)
 {
@@ -102,8 +101,7 @@ static bool reserve_workspace(kv_store *kv, size_t bytes)
     return kv->workspace != NULL ? true : lm_out_of_memory("workspace");
 }
 
-/* ---- Attention over the cache --------------------------------------------------------------------------------------
- */
+/* ---- Attention over the cache ------------------------------------------------------------------------------------ */
 
 static void append_dense(const run *r, int32_t l, const nsa_attn_args *args)
 {
@@ -186,8 +184,7 @@ bool kv_attend(run *r, int32_t l)
     return model_is_dense(r->m) ? attend_dense(r, l) : attend_nsa(r, l);
 }
 
-/* ---- Sessions
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- Sessions ---------------------------------------------------------------------------------------------------- */
 
 static bool fill(session *s, const model *m, int32_t max_tokens)
 {

@@ -35,7 +35,6 @@ say "the NSA model goes on with 'In the beginning '"
 
 say "needle test: a fact hidden in held-out text, asked for at its end"
 "$nsa" eval --model "$out/nsa" --data "$text" --tokens 65536 --needle --out "$out/needle.png" >"$out/needle.json"
-cat "$out/needle.json"
 
 say "what the NSA model attends to: $out/map.png"
 "$nsa" map --model "$out/nsa" --data "$text" --out "$out/map.png"

@@ -155,12 +155,12 @@ static void test_needle_share(void **state)
     write_two_files();
     corpus c;
     load(&c, 2);
-    const train_config cfg = {.seed = 5, .needle_share = 0.3};
+    const train_config cfg = {.steps = 1000, .seed = 5, .needle_share = 0.3};
     int with = 0;
     for (int i = 0; i < DRAWS; i++) {
         uint8_t bytes[N + 1];
         corpus_sample(&c, &cfg, i, 0, N, bytes);
-        with += !holds(bytes, N + 1, "The secret number of ", 0);
+        with += !holds(bytes, N + 1, "The key is ", 0);
     }
     assert_true(abs(with - 300) < 60);
     corpus_free(&c);
@@ -174,14 +174,14 @@ static void test_needle_hide(void **state)
     memset(hay, '-', sizeof hay);
     for (uint64_t i = 0; i < 200; i++) {
         const needle x = needle_draw(9, 1, i);
-        char text[NEEDLE_MAX + 1] = "";
-        memcpy(text, x.sentence, (size_t)x.length);
-        assert_int_equal(strspn(text + x.answer, "0123456789"), NEEDLE_DIGITS);
+        char text[NEEDLE_LENGTH + 1] = "";
+        memcpy(text, x.sentence, NEEDLE_LENGTH);
+        assert_int_equal(strspn(text + NEEDLE_ANSWER, "0123456789"), 1);
         for (int d = 0; d <= 4; d++) {
             const int64_t answer = needle_hide(bytes, N, hay, &x, d / 4.0, true);
             assert_true(holds(bytes, N, text, 2));
-            assert_int_equal(answer, N - x.length + x.answer);
-            assert_memory_equal(bytes + answer, text + x.answer, NEEDLE_DIGITS);
+            assert_int_equal(answer, N - NEEDLE_LENGTH + NEEDLE_ANSWER);
+            assert_int_equal(bytes[answer], text[NEEDLE_ANSWER]);
             assert_int_equal(bytes[0] == '\n', d == 0);
         }
         (void)needle_hide(bytes, N, hay, &x, 0.5, false);
@@ -189,8 +189,7 @@ static void test_needle_hide(void **state)
     }
 }
 
-/* ---- The sampler
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- The sampler ------------------------------------------------------------------------------------------------- */
 
 static void test_sampler(void **state)
 {

@@ -51,8 +51,7 @@ static void fill_bytes(uint8_t *bytes, int64_t n, uint64_t seed)
         bytes[i] = (uint8_t)rng_range(&r, 0, 9);
 }
 
-/* ---- Gradient
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- Gradient ---------------------------------------------------------------------------------------------------- */
 
 typedef struct problem {
     model *m;
@@ -191,8 +190,7 @@ static void test_gradient_shared_kv(void **state)
     check_gradient(&cfg);
 }
 
-/* ---- Initial weights
- * --------------------------------------------------------------------------------------------------- */
+/* ---- Initial weights --------------------------------------------------------------------------------------------- */
 
 /* linear and mlp begin as the mean, so the first loss is that of phi mean, whose other weights are drawn alike. */
 static void test_phi_starts_as_mean(void **state)
@@ -212,8 +210,7 @@ static void test_phi_starts_as_mean(void **state)
     }
 }
 
-/* ---- Threads
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- Threads ----------------------------------------------------------------------------------------------------- */
 
 static void test_same_bits_for_any_threads(void **state)
 {
@@ -243,8 +240,7 @@ static void test_same_bits_for_any_threads(void **state)
     free(first);
 }
 
-/* ---- Training
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- Training ---------------------------------------------------------------------------------------------------- */
 
 static void overfit(attention_kind attention)
 {
@@ -276,8 +272,7 @@ static void test_overfits_a_sentence(void **state)
     overfit(ATTENTION_DENSE);
 }
 
-/* ---- Generation
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- Generation -------------------------------------------------------------------------------------------------- */
 
 /* Logits of every position from the cache, in pieces of any size, are those of one forward pass. */
 static void check_session(attention_kind attention, int32_t chunk, const int32_t *pieces)
