@@ -63,6 +63,20 @@ static nsa_status check_pages(const cache_problem *p, int32_t s)
     return NSA_OK;
 }
 
+/* Pages that one sequence writes are no other's to write. */
+static nsa_status check_written_apart(const cache_problem *p, int32_t r, int32_t s)
+{
+    const int64_t page_size = p->cache->page_size, per_seq = p->args->pages_per_seq;
+    const int32_t *table_r = p->args->page_table + r * per_seq, *table_s = p->args->page_table + s * per_seq;
+    if (n_new(p, r) == 0 || n_new(p, s) == 0)
+        return NSA_OK;
+    for (int64_t i = header_of(p, r)->length / page_size; i * page_size < new_length(p, r); i++)
+        for (int64_t j = header_of(p, s)->length / page_size; j * page_size < new_length(p, s); j++)
+            NSA_REQUIRE(table_r[i] != table_s[j], "args.page_table: sequences %d and %d would both write page %d", r, s,
+                        table_s[j]);
+    return NSA_OK;
+}
+
 static nsa_status check_sequences(const cache_problem *p)
 {
     const nsa_cache_args *args = p->args;
@@ -72,6 +86,8 @@ static nsa_status check_sequences(const cache_problem *p)
         for (int32_t r = 0; r < s; r++)
             NSA_REQUIRE(args->states[r] != args->states[s], "args.states[%d] and args.states[%d] are the same", r, s);
         NSA_TRY(check_pages(p, s));
+        for (int32_t r = 0; r < s; r++)
+            NSA_TRY(check_written_apart(p, r, s));
     }
     return NSA_OK;
 }

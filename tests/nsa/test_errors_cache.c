@@ -136,6 +136,7 @@ static const bad bad_args[] = {
     BAD("args.page_table[0][0]", page_table[0][0], -1),
     BAD("args.page_table[2][1]", page_table[2][1], 6),
     BAD("args.page_table[2]", page_table[2][1], 3), /* its own first page */
+    BAD("sequences 0 and 2 would both write page 5", page_table[2][1], 5),
     BAD("args.pages_per_seq", cache_args.pages_per_seq, -1),
     BAD("args.pages_per_seq", cache_args.pages_per_seq, 0),
     BAD("args.pages_per_seq", cache_args.pages_per_seq, 1),
