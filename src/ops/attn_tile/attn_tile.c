@@ -467,17 +467,22 @@ void tile_load_keys(attn_tile *t, int64_t k0, int64_t n)
 void tile_attend_keys(attn_tile *t, int64_t k0, int64_t n)
 {
     const int64_t n_rows = t->n_tokens * t->group, d_qk = t->p->cfg->d_qk, d_v = t->p->cfg->d_v;
-    kernels(t)->matmul(t->scores, t->ld_s, t->q, t->ld_qk, 1, t->k_lanes, t->ld_s, n_rows, n, d_qk, 0);
-    kernels(t)->matmul(t->dp, t->ld_s, t->d_o, t->ld_v, 1, t->v_lanes, t->ld_s, n_rows, n, d_v, 0);
-    kernels(t)->softmax_grad(t->scores, t->dp, t->ld_s, n_rows, n, t->scale, t->lse, t->delta, 0);
+    /* Only the part of the block that these tokens see. */
+    const int64_t from = clamp(t->sees[0].lo - k0, n) / SIMD_PAD * SIMD_PAD;
+    const int64_t part = clamp(t->sees[t->n_tokens - 1].hi - k0, n) - from;
+    if (part <= 0)
+        return;
+    kernels(t)->matmul(t->scores, t->ld_s, t->q, t->ld_qk, 1, t->k_lanes + from, t->ld_s, n_rows, part, d_qk, 0);
+    kernels(t)->matmul(t->dp, t->ld_s, t->d_o, t->ld_v, 1, t->v_lanes + from, t->ld_s, n_rows, part, d_v, 0);
+    kernels(t)->softmax_grad(t->scores, t->dp, t->ld_s, n_rows, part, t->scale, t->lse, t->delta, 0);
     tile_pick(t, NULL, t->n_tokens);
-    const bool masked = mask_block(t, k0, n);
+    const bool masked = mask_block(t, k0 + from, part);
     for (int64_t r = 0; masked && r < n_rows; r++) {
-        fill_outside(t->scores + r * t->ld_s, n, t->keys_of[r / t->group], 0.0F);
-        fill_outside(t->dp + r * t->ld_s, n, t->keys_of[r / t->group], 0.0F);
+        fill_outside(t->scores + r * t->ld_s, part, t->keys_of[r / t->group], 0.0F);
+        fill_outside(t->dp + r * t->ld_s, part, t->keys_of[r / t->group], 0.0F);
     }
-    add_to_keys(t, t->dk, t->ld_qk, t->dp, t->q, t->ld_qk, n, d_qk, masked);
-    add_to_keys(t, t->dv, t->ld_v, t->scores, t->d_o, t->ld_v, n, d_v, masked);
+    add_to_keys(t, t->dk + from * t->ld_qk, t->ld_qk, t->dp, t->q, t->ld_qk, part, d_qk, masked);
+    add_to_keys(t, t->dv + from * t->ld_v, t->ld_v, t->scores, t->d_o, t->ld_v, part, d_v, masked);
 }
 
 void tile_store_keys(const attn_tile *t, int64_t k0, int64_t n)
