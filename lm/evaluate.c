@@ -3,10 +3,11 @@
 #include "lm/needle.h"
 #include "lm/random.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { BATCH_TOKENS = 4096, MAX_BATCH = 64 };
+enum { BATCH_TOKENS = 4096, MAX_BATCH = 64, JITTER = 64 };
 
 static int32_t batch_for(int32_t length)
 {
@@ -110,7 +111,10 @@ static bool run_trials(bench *b, const corpus *data, const needle_test *test, do
             const int64_t trial = first + s;
             const uint8_t *hay = corpus_window(data, CORPUS_HELD_OUT, n, trial * windows / test->trials);
             const needle fact = needle_draw(test->seed, RANDOM_NEEDLES, (uint64_t)trial);
-            answer[s] = needle_hide(bytes, (int64_t)n + 1, hay, &fact, depth, present);
+            /* Each a little elsewhere: a cell should not hang on where in its block the fact stands. */
+            const double shift = JITTER * (random_unit(test->seed, RANDOM_NEEDLES + 1, (uint64_t)trial) - 0.5) / n;
+            const double place = fmin(fmax(depth + shift, 0.0), 1.0);
+            answer[s] = needle_hide(bytes, (int64_t)n + 1, hay, &fact, place, present);
             set_sequence(b, s, bytes);
         }
         LM_TRY(lm_forward(b->r, b->tokens));
