@@ -14,7 +14,7 @@ static lm_config tiny(attention_kind attention, nsa_phi_kind phi)
 {
     lm_config c;
     config_init(&c);
-    c.model = (model_config){.attention = attention,
+    c.model = (model_config){.attention = (int32_t)attention,
                              .context = 45,
                              .layers = 2,
                              .d_model = 24,
