@@ -4,8 +4,8 @@
  *
  *     VEC_NAME, VEC_NEEDS       of the table's row: "avx2", CPU_AVX2
  *     VF_LANES                  floats in a vf; divides SIMD_PAD
- *     MM_ROWS, MM_VECS          the register block of matmul: MM_ROWS x MM_VECS accumulators; MM_ROWS <= 8,
- *                               MM_VECS * VF_LANES divides SIMD_PAD or is a multiple of it
+ *     MM_ROWS, MM_VECS          the register block of matmul: MM_ROWS x MM_VECS accumulators; MM_ROWS 2 .. 12,
+ *                               MM_VECS * VF_LANES divides SIMD_PAD, or VF_LANES = SIMD_PAD and MM_VECS = 2
  *
  *     vf, vm                    lanes of float32; a mask for each lane
  *     vf_load(p), vf_store(p,x) any alignment

@@ -313,7 +313,7 @@ static bool mask_block(attn_tile *t, int64_t k0, int64_t n)
     return true;
 }
 
-/* Row i of x, of n elements, becomes `value` outside of its span. */
+/* The n elements of x outside of the span become `value`. */
 static void fill_outside(float *x, int64_t n, span inside, float value)
 {
     for (int64_t j = 0; j < inside.lo; j++)
@@ -365,19 +365,12 @@ static void add_to_keys(const attn_tile *t, float *c, int64_t ldc, const float *
 
 /* ---- Forward ----------------------------------------------------------------------------------------------------- */
 
-/* S^T, raw. */
-static void score(attn_tile *t, int64_t k0, int64_t n)
-{
-    const int64_t d_qk = t->p->cfg->d_qk;
-    int64_t ld = t->ld_qk;
-    const float *k = read_keys(t, &t->k, k0, n, d_qk, t->k_copy, &ld);
-    kernels(t)->matmul(t->scores, t->ld_s, k, ld, 1, t->q_lanes, t->ld_s, n, t->n_picked * t->group, d_qk, 0);
-}
-
 static void attend(attn_tile *t, int64_t k0, int64_t n)
 {
-    const int64_t lanes = t->n_picked * t->group, d_v = t->p->cfg->d_v;
-    score(t, k0, n);
+    const int64_t lanes = t->n_picked * t->group, d_qk = t->p->cfg->d_qk, d_v = t->p->cfg->d_v;
+    int64_t ld_k = t->ld_qk;
+    const float *k = read_keys(t, &t->k, k0, n, d_qk, t->k_copy, &ld_k);
+    kernels(t)->matmul(t->scores, t->ld_s, k, ld_k, 1, t->q_lanes, t->ld_s, n, lanes, d_qk, 0);
     const bool masked = mask_block(t, k0, n);
     for (int64_t j = 0; masked && j < n; j++)
         fill_outside(t->scores + j * t->ld_s, lanes, t->lanes_of[j], -INFINITY);

@@ -13,8 +13,8 @@
  *     dk, dv    S [rows][keys] = Q K^T, dP = dO' V^T              dK [keys][d_qk] += dS^T Q, dV [keys][d_v] += P^T dO'
  *
  * Both backward passes compute P anew. No two threads add to the same gradient, so there are no atomics, and no sum
- * depends on their number. Key blocks start at places that depend on the branch alone, and a row's sums take no notice
- * of the rows beside it: its result is the same in every tile, batch and chunk.
+ * depends on their number. The bounds between key blocks depend on the branch alone, and a row's sums take no notice of
+ * the rows beside it: its result is the same in every tile, batch and chunk.
  *
  * What a row does not see weighs 0, but 0 * NaN is NaN: where a block is masked in part and holds a NaN or an infinity,
  * the products are taken token by token (key by key), each over the span that it sees.
@@ -69,7 +69,7 @@ typedef struct attn_tile {
     float *lse_lanes, *delta_lanes;            /* [lane] */
 
     float *scores, *dp;       /* [key][ld_s], in the dk dv pass [row][ld_s] */
-    float *k_copy, *v_copy;   /* [key][ld_qk], [key][ld_v], for rows that cannot be read in place */
+    float *k_copy, *v_copy;   /* [key][ld_qk], [key][ld_v], for rows that are not read in place */
     float *k_lanes, *v_lanes; /* [d_qk][ld_s], [d_v][ld_s]: keys as lanes */
     float *dk, *dv;           /* [key][ld_qk], [key][ld_v] sums */
     float *row;               /* [max(ld_qk, ld_v)] */
@@ -118,7 +118,7 @@ void tile_load_keys(attn_tile *t, int64_t k0, int64_t n);
 void tile_attend_keys(attn_tile *t, int64_t k0, int64_t n);
 void tile_store_keys(const attn_tile *t, int64_t k0, int64_t n);
 
-/* What most implementations of the tile take: no f64, and a context that is not the oracle's. */
+/* What the tile takes: no f64 tensors, and a context that is not the oracle's. */
 bool tile_supports(const attn_problem *p);
 
 /* The drivers of branches where a token sees one interval of keys. */
