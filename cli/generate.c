@@ -21,7 +21,7 @@ static int failed(void)
 static int put(const uint8_t *bytes, size_t n)
 {
     const bool ok = fwrite(bytes, 1, n, stdout) == n && fflush(stdout) == 0;
-    return ok ? CLI_OK : cli_fail("cannot write to standard output");
+    return ok ? CLI_OK : CLI_FAILED; /* main says why standard output failed */
 }
 
 static int stream(session *s, const char *prompt, int32_t tokens, const sampler *draw)

@@ -95,29 +95,22 @@ static int failed(void)
     return cli_fail("%s", lm_error());
 }
 
-static int save(const options *o, const trainer *t)
-{
-    return checkpoint_save(o->out, t) ? CLI_OK : failed();
-}
-
-static int take_step(const options *o, trainer *t, train_log *log, progress *bar, double *val_loss)
+/* A step, and what is due after it. */
+static bool take_step(const options *o, trainer *t, train_log *log, progress *bar, double *val_loss)
 {
     const double start = seconds_now();
     double loss = 0.0;
-    if (!trainer_step(t, &loss))
-        return failed();
+    LM_TRY(trainer_step(t, &loss));
     const double speed = (double)t->r->rows / (seconds_now() - start);
     const bool last = t->step == o->cfg.train.steps;
     const bool validate = last || t->step % o->eval_every == 0;
-    if (validate && !trainer_validate(t, val_loss))
-        return failed();
+    if (validate)
+        LM_TRY(trainer_validate(t, val_loss));
     progress_update(bar, t->step, "loss %.3f  %.1fk tokens/s", loss, speed * 1e-3);
     if (validate)
         progress_print(bar, "step %lld: loss %.4f, held out %.4f nats per byte", (long long)t->step, loss, *val_loss);
-    const int status = train_log_step(log, t->step, loss, validate ? val_loss : NULL, speed);
-    if (status != CLI_OK)
-        return status;
-    return last || t->step % o->save_every == 0 ? save(o, t) : CLI_OK;
+    LM_TRY(train_log_step(log, t->step, loss, validate ? val_loss : NULL, speed));
+    return last || t->step % o->save_every == 0 ? checkpoint_save(o->out, t) : true;
 }
 
 static int train(const options *o, trainer *t, train_log *log)
@@ -126,24 +119,23 @@ static int train(const options *o, trainer *t, train_log *log)
     double val_loss = 0.0;
     const int64_t first = t->step;
     const double start = seconds_now();
+    bool ok = true;
     catch_signals();
     progress_start(&bar, "train", first, o->cfg.train.steps);
-    while (t->step < o->cfg.train.steps && stop_signal == 0) {
-        const int status = take_step(o, t, log, &bar, &val_loss);
-        if (status != CLI_OK)
-            return status;
-    }
+    while (ok && t->step < o->cfg.train.steps && stop_signal == 0)
+        ok = take_step(o, t, log, &bar, &val_loss);
     progress_end(&bar);
     const bool complete = t->step == o->cfg.train.steps;
-    if (!complete && save(o, t) != CLI_OK)
-        return CLI_FAILED;
-    if (!complete)
+    if (!ok || (!complete && !checkpoint_save(o->out, t)))
+        return failed();
+    if (!complete) {
         printf("stopped after step %lld; --resume goes on from %s/step-%lld\n", (long long)t->step, o->out,
                (long long)t->step);
-    else
-        printf("%lld steps in %.1f s, held out %.4f nats per byte: %s/step-%lld\n", (long long)(t->step - first),
-               seconds_now() - start, val_loss, o->out, (long long)t->step);
-    return complete ? CLI_OK : EXIT_INTERRUPTED;
+        return EXIT_INTERRUPTED;
+    }
+    printf("%lld steps in %.1f s, held out %.4f nats per byte: %s/step-%lld\n", (long long)(t->step - first),
+           seconds_now() - start, val_loss, o->out, (long long)t->step);
+    return CLI_OK;
 }
 
 /* ---- The command ------------------------------------------------------------------------------------------------- */
@@ -151,11 +143,10 @@ static int train(const options *o, trainer *t, train_log *log)
 static int train_with_log(const options *o, trainer *t)
 {
     train_log log;
-    int status = train_log_open(&log, o->log, t->step);
-    if (status == CLI_OK)
-        status = train(o, t, &log);
-    const int closed = train_log_close(&log);
-    return status != CLI_OK ? status : closed;
+    if (!train_log_open(&log, o->log, t->step))
+        return failed();
+    const int status = train(o, t, &log);
+    return train_log_close(&log) || status != CLI_OK ? status : failed();
 }
 
 static int run_training(const arg_table *table, options *o, const corpus *data)

@@ -2,6 +2,7 @@
 #ifndef CLI_TRAIN_LOG_H
 #define CLI_TRAIN_LOG_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 
@@ -10,12 +11,12 @@ typedef struct train_log {
     FILE *file; /* NULL: no log is wanted */
 } train_log;
 
-/* Both return the exit code, having said on stderr what went wrong. A run that goes on after `step` keeps the lines up
- * to there and drops the rest, which it will write again; step 0 starts a new log. path may be NULL. */
-int train_log_open(train_log *log, const char *path, int64_t step);
-int train_log_close(train_log *log);
+/* Failures are told by lm_error(). A run that goes on after `step` keeps the lines up to there and drops the rest,
+ * which it will write again; step 0 starts a new log. path may be NULL. */
+bool train_log_open(train_log *log, const char *path, int64_t step);
+bool train_log_close(train_log *log);
 
 /* The numbers of one step; val_loss NULL: not taken. */
-int train_log_step(train_log *log, int64_t step, double loss, const double *val_loss, double tokens_per_s);
+bool train_log_step(train_log *log, int64_t step, double loss, const double *val_loss, double tokens_per_s);
 
 #endif

@@ -39,14 +39,7 @@ static inline float *lm_take_floats(lm_arena *a, int64_t rows, int64_t columns)
     return lm_take(a, count, sizeof(float));
 }
 
-/* Zeroed memory, 64-byte aligned; free() it. */
-static inline void *lm_alloc_zeroed(size_t bytes)
-{
-    const size_t rounded = (bytes + LM_ALIGN - 1) & ~(size_t)(LM_ALIGN - 1);
-    char *p = rounded < bytes ? NULL : aligned_alloc(LM_ALIGN, rounded == 0 ? LM_ALIGN : rounded);
-    for (size_t i = 0; p != NULL && i < rounded; i++)
-        p[i] = 0;
-    return p;
-}
+/* Zeroed memory, 64-byte aligned, or NULL if the machine does not have it; free() it. */
+void *lm_alloc_zeroed(size_t bytes);
 
 #endif
