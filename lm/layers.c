@@ -204,10 +204,10 @@ static float cross_entropy_row(float *x, int64_t target, int64_t n, float grad_s
         top = x[c] > top ? x[c] : top;
     const float target_logit = x[target] - top;
     float sum = 0.0F;
-    for (int64_t c = 0; c < n; c++) {
+    for (int64_t c = 0; c < n; c++)
         x[c] = fast_exp(x[c] - top);
+    for (int64_t c = 0; c < n; c++)
         sum += x[c];
-    }
     const float scale = grad_scale / sum;
     for (int64_t c = 0; c < n; c++)
         x[c] *= scale;
