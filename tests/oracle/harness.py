@@ -1,11 +1,14 @@
 """What the oracle tests share: configurations, ragged batches, random inputs, comparisons, and a runner whose last
 lines are cmocka's."""
+import os
 import sys
 import unittest
 import zlib
 from types import SimpleNamespace
 
 import numpy as np
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # thousands of small calls; read when the library is loaded
 
 import nsa_c
 import nsa_numpy
@@ -183,6 +186,11 @@ def assert_accurate(x, ref, rounded, dtype, what, atol=0.0):
     bound = 2 * row_max(rounded - ref) + 4 * ulp(row_max(ref), dtype) + atol
     if (error > bound).any():
         fail_at(what, error, bound)
+
+
+def logit_size(*lse):
+    """How large logits are, at least 1: rounding them, or lse, moves p by that many ulp of its own size."""
+    return max([1.0] + [np.abs(x[np.isfinite(x)]).max(initial=0) for x in lse])
 
 
 # ---- Selection: the same blocks, up to ties to rounding ------------------------------------------------------------

@@ -178,7 +178,9 @@ def erf(x):
     """2/sqrt(pi) exp(-x^2) sum 2^n x^(2n+1)/(2n+1)!!, which is free of cancellation and holds for complex x too."""
     z = np.where(np.abs(x.real) < 6, x, 6 * np.sign(x.real)).astype(np.promote_types(x.dtype, np.float64))
     term, total = z, z
-    for n in range(1, 150):
+    n = 0
+    while (np.abs(term) > 1e-20 * np.abs(total)).any():
+        n += 1
         term = term * (2 * z * z / (2 * n + 1))
         total = total + term
     return (2 / np.sqrt(np.pi) * np.exp(-z * z) * total).astype(x.dtype)
@@ -203,7 +205,7 @@ def phi_mean_backward(x, w, dy):
 
 def flat(x):
     """[n, heads, block, d] -> [n, heads, block*d]"""
-    return x.reshape(x.shape[:2] + (-1,))
+    return x.reshape(x.shape[:2] + (x.shape[2] * x.shape[3],))
 
 
 def phi_linear(x, w):

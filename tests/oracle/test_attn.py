@@ -7,7 +7,7 @@ import numpy as np
 import harness
 import nsa_c
 import nsa_numpy as nsa
-from harness import BF16, Case, assert_accurate, assert_close, each_case, to_dtype, to_float
+from harness import BF16, Case, assert_accurate, assert_close, each_case, row_max, to_dtype, to_float
 
 BRANCHES = ("cmp", "slc", "win")
 
@@ -95,21 +95,24 @@ class OtherTypes(unittest.TestCase):
         rnd = nsa.exact if single else harness.rounding(dtype)
         coarse = narrow if single else wide
 
-        def compare(names, got, ref, rounded, sizes=None):
-            for i, name in enumerate(names):
-                atol = 0 if sizes is None else 4 * harness.ulp(harness.row_max(np.nan_to_num(sizes[i])), np.float32)
-                assert_accurate(got[i], ref[i], rounded[i], np.float32 if name == "lse" else dtype,
-                                f"{case.name} {branch} {name} {np.dtype(dtype)} {ctx.isa}", atol)
+        def compare(name, got, ref, rounded, size):
+            assert_accurate(got, ref, rounded, np.float32 if name == "lse" else dtype,
+                            f"{case.name} {branch} {name} {np.dtype(dtype)} {ctx.isa}", 4 * harness.ulp(size, np.float32))
 
         o, lse = ctx.attn(branch, case.cfg, case.batch, *narrow, slc_idx)
-        compare(("o", "lse"), (o, lse), forward(case, branch, *wide, slc_idx),
-                forward(case, branch, *coarse, slc_idx, rnd))
+        ref, rounded = forward(case, branch, *wide, slc_idx), forward(case, branch, *coarse, slc_idx, rnd)
+        size = harness.logit_size(ref[1])
+        terms, _ = forward(case, branch, wide[0], wide[1], np.abs(wide[2]), slc_idx)
+        compare("o", o, ref[0], rounded[0], size * row_max(terms))
+        compare("lse", lse, ref[1], rounded[1], size)
         got = ctx.attn_backward(branch, case.cfg, case.batch, *narrow, o, lse, d_o, slc_idx)
         rest = to_float(o), to_float(lse), to_float(d_o)
         coarse_rest = (o, lse, d_o) if single else rest
-        compare(("dq", "dk", "dv"), got, backward(case, branch, *wide, slc_idx, *rest),
-                backward(case, branch, *coarse, slc_idx, *coarse_rest, rnd),
-                backward(case, branch, *wide, slc_idx, *rest, formula=nsa.attn_backward_sizes))
+        refs = backward(case, branch, *wide, slc_idx, *rest)
+        rounded = backward(case, branch, *coarse, slc_idx, *coarse_rest, rnd)
+        terms = backward(case, branch, *wide, slc_idx, *rest, formula=nsa.attn_backward_sizes)
+        for i, name in enumerate(("dq", "dk", "dv")):
+            compare(name, got[i], refs[i], rounded[i], size * row_max(np.nan_to_num(terms[i])))
 
     def check_all(self, case, dtype):
         for reference in (True, False):
