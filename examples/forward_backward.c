@@ -14,11 +14,22 @@ static void check(nsa_status status)
     }
 }
 
+/* Memory that main frees at its end. */
+static void *taken[64];
+static int n_taken;
+
+static void *take(size_t bytes)
+{
+    void *p = malloc(bytes);
+    if (p == NULL)
+        exit(1);
+    taken[n_taken++] = p;
+    return p;
+}
+
 static float *floats(size_t n, float scale)
 {
-    float *x = malloc(n * sizeof *x);
-    if (x == NULL)
-        exit(1);
+    float *x = take(n * sizeof *x);
     for (size_t i = 0; i < n; i++)
         x[i] = scale * ((float)rand() / (float)RAND_MAX - 0.5F);
     return x;
@@ -70,7 +81,7 @@ int main(void)
         /* what backward needs: */
         .k_cmp = tensor(HEADS_KV, D_QK),
         .v_cmp = tensor(HEADS_KV, D_V),
-        .slc_idx = nsa_packed(malloc(sizeof(int32_t) * TOKENS * HEADS_KV * (size_t)cfg.slc_topk), NSA_I32, HEADS_KV,
+        .slc_idx = nsa_packed(take(sizeof(int32_t) * TOKENS * HEADS_KV * (size_t)cfg.slc_topk), NSA_I32, HEADS_KV,
                               cfg.slc_topk),
         .o_branch = {tensor(HEADS_Q, D_V), tensor(HEADS_Q, D_V), tensor(HEADS_Q, D_V)},
         .lse = {tensor(HEADS_Q, 1), tensor(HEADS_Q, 1), tensor(HEADS_Q, 1)},
@@ -78,9 +89,8 @@ int main(void)
 
     size_t bytes = 0;
     check(nsa_forward_workspace(ctx, &cfg, &batch, &fwd, &bytes));
-    void *workspace = malloc(bytes);
+    void *workspace = take(bytes);
     check(nsa_forward(ctx, &cfg, &batch, &fwd, workspace, bytes, NULL));
-    free(workspace);
 
     const nsa_tensor dq = tensor(HEADS_Q, D_QK); /* the branches share q, so their gradients add up in one tensor */
     const nsa_phi dphi_k = mlp(cfg.cmp_block, D_QK), dphi_v = mlp(cfg.cmp_block, D_V);
@@ -95,14 +105,15 @@ int main(void)
         .dphi_v = &dphi_v,
     };
     check(nsa_backward_workspace(ctx, &cfg, &batch, &bwd, &bytes));
-    workspace = malloc(bytes);
+    workspace = take(bytes);
     check(nsa_backward(ctx, &cfg, &batch, &bwd, workspace, bytes, NULL));
-    free(workspace);
 
     const int32_t *last = (const int32_t *)fwd.slc_idx.data + (TOKENS - 1) * HEADS_KV * cfg.slc_topk;
     printf("libnsa %s, kernels: %s, threads: %d\n", nsa_version(), nsa_ctx_isa(ctx), nsa_ctx_threads(ctx));
     printf("the last token attends to blocks %d %d %d %d\n", last[0], last[1], last[2], last[3]);
     printf("o[0] = %g, dq[0] = %g\n", (double)((float *)fwd.o.data)[0], (double)((float *)dq.data)[0]);
     nsa_ctx_destroy(ctx);
-    return 0; /* the tensors go with the process */
+    for (int i = 0; i < n_taken; i++)
+        free(taken[i]);
+    return 0;
 }
