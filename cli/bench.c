@@ -140,7 +140,7 @@ static int run_bench(bench_options *o, const nsa_ctx *ctx)
 static int check_options(const arg_table *table, bench_options *o)
 {
     if (o->quick && !o->lengths_given)
-        o->lengths = (int_list){3, {1024, 2048, 4096}};
+        o->lengths = (int_list){3, {2048, 4096, 8192}};
     if (o->heads_q % o->heads_kv != 0)
         return args_fail(table, "--heads-kv", "is %d, must divide --heads-q (%d)", o->heads_kv, o->heads_q);
     for (int i = 0; i < o->lengths.n; i++)
@@ -157,7 +157,7 @@ int cmd_bench(int argc, char **argv)
     bench_options o = {.chart = NULL};
     const arg args[] = {
         arg_choice("device", &o.device, "cpu", "cpu", "where to run"),
-        arg_flag("quick", &o.quick, "lengths 1024,2048,4096 and fewer repetitions: within a minute"),
+        arg_flag("quick", &o.quick, "lengths 2048,4096,8192 and fewer repetitions: within a minute"),
         arg_flag("json", &o.json, "JSON lines on stdout, one per measurement; the table goes to stderr"),
         arg_string("chart", &o.chart, "FILE", NULL, "draw ms over length (.png or .svg)"),
         arg_given(arg_ints("lengths", &o.lengths, 1, 1 << 24, "2048,4096,8192,16384", "tokens in a sequence"),

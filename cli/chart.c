@@ -160,7 +160,7 @@ static void draw_series(canvas *c, const chart_panel *panel, const chart_series 
         down = true;
     }
     cairo_set_source_rgb(c->cr, stroke.r, stroke.g, stroke.b);
-    cairo_set_line_width(c->cr, thin ? 1 : 2.2);
+    cairo_set_line_width(c->cr, thin ? 1.3 : 2.2);
     cairo_stroke(c->cr);
     for (int i = 0; i < series->n && !thin; i++)
         if (drawable(&panel->x, series->x[i]) && drawable(&panel->y, series->y[i]))

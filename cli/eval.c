@@ -60,8 +60,7 @@ static int draw_cells(const options *o, const needle_test *t, const needle_cell 
     }
     const heat_map map = {
         .title = "Needle test",
-        .subtitle =
-            "nats that the hidden fact saves on its answer, a digit: a guess costs ln 10 = 2.30, and is right in 10 %",
+        .subtitle = "nats that the hidden fact saves on its answer, a digit; a guess costs 2.30 and is right in 10 %",
         .x_label = "length of the text, tokens",
         .y_label = "depth of the fact",
         .value_label = "nats per answer",

@@ -19,7 +19,7 @@ typedef struct training_log {
     const char *path;
     char name[64]; /* of the file, without its folder and ending */
     int n, capacity, n_val;
-    double *step, *loss, *val_step, *val_loss;
+    double *step, *loss, *smoothed, *val_step, *val_loss;
     double tokens_per_s;
 } training_log;
 
@@ -36,8 +36,8 @@ static bool reserve_line(training_log *log)
     if (log->n < log->capacity)
         return true;
     log->capacity = log->capacity > 0 ? 2 * log->capacity : 256;
-    return grow(&log->step, log->capacity) && grow(&log->loss, log->capacity) && grow(&log->val_step, log->capacity) &&
-           grow(&log->val_loss, log->capacity);
+    return grow(&log->step, log->capacity) && grow(&log->loss, log->capacity) && grow(&log->smoothed, log->capacity) &&
+           grow(&log->val_step, log->capacity) && grow(&log->val_loss, log->capacity);
 }
 
 static double number_of(const cJSON *object, const char *key)
@@ -69,6 +69,17 @@ static int read_line(training_log *log, const char *text, int line)
     return CLI_OK;
 }
 
+/* What is drawn of the training batches: they are small, and some hold needles, so the mean of the last few. */
+static void smooth(training_log *log)
+{
+    const int width = log->n / 20 + 1;
+    double sum = 0;
+    for (int i = 0; i < log->n; i++) {
+        sum += log->loss[i] - (i >= width ? log->loss[i - width] : 0);
+        log->smoothed[i] = sum / (i + 1 < width ? i + 1 : width);
+    }
+}
+
 static int read_log(training_log *log, const char *path)
 {
     const char *slash = strrchr(path, '/');
@@ -87,6 +98,8 @@ static int read_log(training_log *log, const char *path)
     fclose(file);
     if (exit_code == CLI_OK && log->n == 0)
         exit_code = cli_fail("%s: holds no training step", path);
+    if (exit_code == CLI_OK)
+        smooth(log);
     return exit_code;
 }
 
@@ -94,6 +107,7 @@ static void free_log(training_log *log)
 {
     free(log->step);
     free(log->loss);
+    free(log->smoothed);
     free(log->val_step);
     free(log->val_loss);
 }
@@ -147,7 +161,7 @@ static int draw(const char *path, const char *subtitle, const training_log *logs
     char names[MAX_LOGS][96];
     for (int i = 0; i < n; i++) {
         snprintf(names[i], sizeof names[i], "%s, held-out text", logs[i].name);
-        series[i] = (chart_series){NULL, i, CHART_THIN, logs[i].n, logs[i].step, logs[i].loss};
+        series[i] = (chart_series){NULL, i, CHART_THIN, logs[i].n, logs[i].step, logs[i].smoothed};
         series[n + i] = (chart_series){names[i], i, CHART_MARKED, logs[i].n_val, logs[i].val_step, logs[i].val_loss};
     }
     const chart_panel panel = {.x = {.label = "step"},
@@ -194,7 +208,9 @@ int cmd_losses(int argc, char **argv)
         arg_required(arg_strings("log", &paths, "FILE", "logs of nsa train; a log is called by its file's name")),
         arg_string("out", &out, "FILE", NULL, "draw the losses (.png or .svg)"),
         arg_string("json", &json, "FILE", NULL, "write the losses as JSON"),
-        arg_text("subtitle", &subtitle, "TEXT", "thin lines: the batches of training", "second line of the picture"),
+        arg_text("subtitle", &subtitle, "TEXT",
+                 "pale lines: batches of training, needles among them, averaged over a twentieth of the run",
+                 "second line of the picture"),
     };
     const arg_table table = {"losses", "Shows training logs side by side.", args, ARGS_COUNT(args)};
     int exit_code;
