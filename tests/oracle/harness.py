@@ -242,7 +242,8 @@ def main():
     """Runs the tests of the program; exit status and last lines as cmocka's."""
     program = unittest.main(module="__main__", exit=False, verbosity=2)
     result = program.result
-    bad = sorted({getattr(t, "test_case", t).id().removeprefix("__main__.") for t, _ in result.failures + result.errors})
+    failed = [getattr(test, "test_case", test) for test, _ in result.failures + result.errors]
+    bad = sorted({test.id().removeprefix("__main__.") for test in failed})
     print(f"[  PASSED  ] {result.testsRun - len(bad)} test(s).")
     if bad:
         print(f"[  FAILED  ] {len(bad)} test(s), listed below:")

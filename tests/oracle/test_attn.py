@@ -24,7 +24,8 @@ def by_sequence(case, branch, slc_idx):
     for s in case.sequences():
         t_q, t_k = s.q.stop - s.q.start, s.k.stop - s.k.start
         choice = np.zeros((t_q, 1, 1), int) if slc_idx is None else slc_idx[s.q]
-        yield s.q, s.cmp if branch == "cmp" else s.k, nsa.visibilities(case.cfg, t_q, t_k, choice)[BRANCHES.index(branch)]
+        visible = nsa.visibilities(case.cfg, t_q, t_k, choice)
+        yield s.q, s.cmp if branch == "cmp" else s.k, visible[BRANCHES.index(branch)]
 
 
 def forward(case, branch, q, k, v, slc_idx, rnd=nsa.exact):
@@ -96,8 +97,9 @@ class OtherTypes(unittest.TestCase):
         coarse = narrow if single else wide
 
         def compare(name, got, ref, rounded, size):
-            assert_accurate(got, ref, rounded, np.float32 if name == "lse" else dtype,
-                            f"{case.name} {branch} {name} {np.dtype(dtype)} {ctx.isa}", 4 * harness.ulp(size, np.float32))
+            what = f"{case.name} {branch} {name} {np.dtype(dtype)} {ctx.isa}"
+            type_ = np.float32 if name == "lse" else dtype
+            assert_accurate(got, ref, rounded, type_, what, 4 * harness.ulp(size, np.float32))
 
         o, lse = ctx.attn(branch, case.cfg, case.batch, *narrow, slc_idx)
         ref, rounded = forward(case, branch, *wide, slc_idx), forward(case, branch, *coarse, slc_idx, rnd)

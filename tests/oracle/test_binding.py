@@ -10,6 +10,7 @@ import numpy as np
 
 import harness
 import nsa_c
+import nsa_numpy
 
 INCLUDE = pathlib.Path(__file__).resolve().parents[2] / "include"
 
@@ -49,7 +50,6 @@ class Values(unittest.TestCase):
         self.assertEqual((cfg.slc_topk, cfg.slc_n_init, cfg.slc_n_local, cfg.win_size), (16, 1, 2, 512))
 
     def test_n_cmp(self):
-        import nsa_numpy
         for block, stride in ((32, 16), (4, 4), (5, 1), (1, 1)):
             cfg = nsa_c.config(cmp_block=block, cmp_stride=stride)
             for n in (0, 1, block - 1, block, block + 1, block + stride - 1, block + stride, 1000):

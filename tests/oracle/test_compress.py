@@ -84,8 +84,8 @@ class OtherTypes(unittest.TestCase):
                 type_ = dtype if name in ("y", "dx") else phi_dtype
                 # Sums over all blocks, which cancel in part.
                 atol = 16 * harness.ulp(np.abs(np.nan_to_num(ref[name])).max(initial=0), np.float32)
-                harness.assert_accurate(got, ref[name], rounded[name], type_,
-                                        f"{case.name} {kind} per_head={per_head} {np.dtype(dtype)} {ctx.isa} {name}", atol)
+                what = f"{case.name} {kind} per_head={per_head} {np.dtype(dtype)} {ctx.isa} {name}"
+                harness.assert_accurate(got, ref[name], rounded[name], type_, what, atol)
 
     @each_case
     def test_f32(self, case):

@@ -6,7 +6,7 @@ import numpy as np
 import harness
 import nsa_c
 import nsa_numpy as nsa
-from harness import BF16, Case, assert_accurate, assert_close, each_case, row_max, to_float, ulp
+from harness import BF16, assert_accurate, assert_close, each_case, row_max, to_float, ulp
 
 
 class Gate(unittest.TestCase):
@@ -39,7 +39,8 @@ class Gate(unittest.TestCase):
                     got_dgate, got_do_branch = ctx.gate_backward(case.cfg, case.batch, gate, o_branch, d_o)
                     got = [ctx.gate(case.cfg, case.batch, gate, o_branch), got_dgate, *got_do_branch]
                     for x, r, size, type_ in zip(got, ref, sizes, types):
-                        assert_accurate(x, r, r, type_, f"{np.dtype(dtype)} {ctx.isa}", 4 * ulp(row_max(size), np.float32))
+                        atol = 4 * ulp(row_max(size), np.float32)
+                        assert_accurate(x, r, r, type_, f"{case.name} {np.dtype(dtype)} {ctx.isa}", atol)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ class SumRule(unittest.TestCase):
         q, k_cmp = case.q(), case.cmp_rows(case.cfg.d_qk)
         for s in case.sequences():
             score, t = exact_scores(case, q, k_cmp, s)
-            want = np.where(t >= case.cfg.cmp_block - 1, case.cfg.cmp_block / case.cfg.cmp_stride * nsa.group(case.cfg), 0)
+            total = case.cfg.cmp_block / case.cfg.cmp_stride * nsa.group(case.cfg)
+            want = np.where(t >= case.cfg.cmp_block - 1, total, 0)
             np.testing.assert_allclose(score.sum(axis=-1), np.broadcast_to(want[:, None], score.shape[:2]), rtol=1e-5)
 
 

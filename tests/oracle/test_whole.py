@@ -165,8 +165,9 @@ class OtherTypes(unittest.TestCase):
         sizes.update(dict.fromkeys(lses, harness.logit_size(*(refs[name] for name in lses))))
         for name, x in {**got, **grads}.items():
             type_ = np.float32 if name in lses else dtype
-            assert_accurate(x, refs[name], rounded[name], type_, f"{case.name}, {what} {np.dtype(dtype)} {ctx.isa}: {name}",
-                            (16 if type_ == np.float32 else 1) * harness.ulp(sizes[name], type_))
+            atol = (16 if type_ == np.float32 else 1) * harness.ulp(sizes[name], type_)
+            assert_accurate(x, refs[name], rounded[name], type_,
+                            f"{case.name}, {what} {np.dtype(dtype)} {ctx.isa}: {name}", atol)
 
     def check_all(self, case, dtype, variants=tuple(VARIANTS)):
         for reference in (True, False):
