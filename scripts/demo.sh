@@ -37,7 +37,7 @@ say "the NSA model goes on with 'In the beginning '"
 "$nsa" generate --model "$out/nsa" --prompt 'In the beginning ' --tokens 400
 
 say "needle test: a fact hidden in held-out text, asked for at its end"
-"$nsa" eval --model "$out/nsa" --data "$text" --tokens 65536 --needle --out "$out/needle.png" >"$out/needle.json"
+"$nsa" eval --model "$out/nsa" --data "$text" --tokens 65536 --needle --trials 32 --out "$out/needle.png" >"$out/needle.json"
 
 say "what the NSA model attends to: $out/map.png"
 "$nsa" map --model "$out/nsa" --data "$text" --out "$out/map.png"
