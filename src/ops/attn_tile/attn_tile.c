@@ -199,7 +199,7 @@ static float *delta_at(const attn_tile *t, int64_t r)
 }
 
 /* delta = do' . o, the diagonal of a product: by the kernel that makes dp, so that in a row with a single key, where o
- * is that key's v, dp - delta is 0 exactly. */
+ * is that key's v to an ulp, dp - delta leaves no more than that ulp. */
 static void make_delta(attn_tile *t)
 {
     const attn_problem *p = t->p;
