@@ -5,8 +5,8 @@ Everything is about one sequence. Arrays are [token, head, channel]; `cfg` is an
 `phi` any with kind ("mean", "linear", "gated_token", "gated_channel", "mlp"), per_head, pe, w1, b1, w2, b2.
 
 The type of the inputs is the type of the arithmetic: float64 for the oracle, float32 for "the same computation rounded
-once per operation", complex128 for complex-step derivatives. `rnd` rounds what a half-precision path rounds:
-probabilities and outputs.
+once per operation", complex128 for complex-step derivatives, longdouble for the golden vectors. `rnd` rounds what a
+half-precision path rounds: probabilities and outputs.
 """
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ import numpy as np
 
 CMP, SLC, WIN = 0, 1, 2
 PHI_MEMBERS = ("pe", "w1", "b1", "w2", "b2")
+SQRT_2, SQRT_PI = np.sqrt(np.longdouble(2)), np.sqrt(4 * np.arctan(np.longdouble(1)))
 
 
 def exact(x):
@@ -88,10 +89,17 @@ def softmax(s, visible):
     return e / np.where(empty, one, z), lse
 
 
+def sum_over_keys(p, x):
+    """[T_q, n_heads_kv, group, n] and [n, n_heads_kv, d]; 0 where there are none, which einsum does not give in long
+    double."""
+    total = np.einsum("tkgn,nkd->tkgd", p, x)
+    return total if x.shape[0] > 0 else np.zeros_like(total)
+
+
 def attn(q, k, v, visible, scale, rnd=exact):
     """o = softmax(scale q k^T) v over the visible keys, and lse [T_q, n_heads_q, 1]."""
     p, lse = softmax(logits(q, k, scale), per_query_head(visible, q.shape[1]))
-    o = np.einsum("tkgn,nkd->tkgd", by_kv_head(rnd(p), v.shape[1]), v)
+    o = sum_over_keys(by_kv_head(rnd(p), v.shape[1]), v)
     return rnd(o.reshape(q.shape[0], q.shape[1], v.shape[2])), lse
 
 
@@ -108,7 +116,7 @@ def attn_backward(q, k, v, visible, scale, o, lse, d_o, rnd=exact):
     dp = logits(d_o, v, 1)
     delta = (d_o * o).sum(axis=-1, keepdims=True)
     ds = by_kv_head(p * (dp - delta) * scale, n_kv)
-    dq = np.einsum("tkgn,nkd->tkgd", ds, k).reshape(q.shape)
+    dq = sum_over_keys(ds, k).reshape(q.shape)
     dk = np.einsum("tkgn,tkgd->nkd", ds, by_kv_head(q, n_kv))
     dv = np.einsum("tkgn,tkgd->nkd", by_kv_head(rnd(p), n_kv), by_kv_head(d_o, n_kv))
     return rnd(dq), rnd(dk), rnd(dv)
@@ -120,7 +128,7 @@ def attn_backward_sizes(q, k, v, visible, scale, o, lse, d_o, rnd=exact):
     p = probabilities(q, k, visible, scale, lse)
     q, k, v, o, d_o = map(np.abs, (q, k, v, o, d_o))
     ds = by_kv_head(p * (logits(d_o, v, 1) + (d_o * o).sum(axis=-1, keepdims=True)) * scale, n_kv)
-    return (np.einsum("tkgn,nkd->tkgd", ds, k).reshape(q.shape), np.einsum("tkgn,tkgd->nkd", ds, by_kv_head(q, n_kv)),
+    return (sum_over_keys(ds, k).reshape(q.shape), np.einsum("tkgn,tkgd->nkd", ds, by_kv_head(q, n_kv)),
             np.einsum("tkgn,tkgd->nkd", by_kv_head(p, n_kv), by_kv_head(d_o, n_kv)))
 
 
@@ -183,16 +191,16 @@ def erf(x):
         n += 1
         term = term * (2 * z * z / (2 * n + 1))
         total = total + term
-    return (2 / np.sqrt(np.pi) * np.exp(-z * z) * total).astype(x.dtype)
+    return (2 / SQRT_PI.astype(z.real.dtype) * np.exp(-z * z) * total).astype(x.dtype)
 
 
 def gelu(x):
-    return x * (1 + erf(x / np.sqrt(2).astype(x.real.dtype))) / 2
+    return x * (1 + erf(x / SQRT_2.astype(x.real.dtype))) / 2
 
 
 def gelu_derivative(x):
-    density = np.exp(-x * x / 2) / np.sqrt(2 * np.pi).astype(x.real.dtype)
-    return (1 + erf(x / np.sqrt(2).astype(x.real.dtype))) / 2 + x * density
+    density = np.exp(-x * x / 2) / (SQRT_2 * SQRT_PI).astype(x.real.dtype)
+    return (1 + erf(x / SQRT_2.astype(x.real.dtype))) / 2 + x * density
 
 
 def phi_mean(x, w):
