@@ -1,7 +1,8 @@
-# Two commands for a new machine: `make demo` and `make test`. The build itself is CMake's; see CMakeLists.txt.
+# Two commands for a new machine: `make demo` and `make test`; then `make install`. The build itself is CMake's; see CMakeLists.txt.
 
 BUILD = build
 JOBS = $$(nproc)
+PREFIX = /usr/local
 
 build:
 	cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release >/dev/null
@@ -21,6 +22,13 @@ bench: setup
 	$(MAKE) --no-print-directory build
 	$(BUILD)/nsa bench
 
+# The library, the header, the command and its manual into $(DESTDIR)$(PREFIX). The library alone, without the packages
+# that the command needs: cmake -DNSA_LM=OFF -DNSA_TESTS=OFF, and cmake --install.
+install:
+	cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=$(PREFIX) >/dev/null
+	cmake --build $(BUILD) -j $(JOBS) --target nsa nsa_static nsa_command
+	DESTDIR=$(DESTDIR) cmake --install $(BUILD)
+
 # Installs what is missing (Debian packages).
 setup:
 	scripts/setup.sh
@@ -31,4 +39,4 @@ format:
 clean:
 	rm -rf build build-*
 
-.PHONY: build demo test bench setup format clean
+.PHONY: build demo test bench install setup format clean

@@ -30,14 +30,16 @@ static void print_json(const bench_options *o, const bench_shape *shape, const n
 {
     const bench_time time = row->time[op][attention];
     const double gflops = row->gflops[op][attention];
+    const char *quote = *cli_commit() != '\0' ? "\"" : "";
     printf("{\"op\":\"%s\",\"attention\":\"%s\",\"phi\":%s%s%s,\"device\":\"cpu\",\"dtype\":\"%s\",\"batch\":%d,"
            "\"seqlen\":%d,\"heads_q\":%d,\"heads_kv\":%d,\"d_qk\":%d,\"d_v\":%d,\"threads\":%d,\"isa\":\"%s\","
-           "\"selection\":%s,\"reps\":%d,\"ms\":%.6g,\"gflops\":%.6g,\"peak_fraction\":%.4g}\n",
+           "\"selection\":%s,\"reps\":%d,\"ms\":%.6g,\"gflops\":%.6g,\"peak_fraction\":%.4g,"
+           "\"version\":\"%s\",\"commit\":%s%s%s}\n",
            bench_op_names[op], bench_attention_names[attention], attention == BENCH_NSA ? "\"" : "",
            attention == BENCH_NSA ? phi_names[o->phi] : "null", attention == BENCH_NSA ? "\"" : "",
            dtype_names[o->dtype], shape->batch, shape->seqlen, o->heads_q, o->heads_kv, o->d_qk, o->d_v,
            nsa_ctx_threads(ctx), nsa_ctx_isa(ctx), attention == BENCH_NSA ? "\"random\"" : "null", time.reps, time.ms,
-           gflops, gflops / peak);
+           gflops, gflops / peak, nsa_version(), quote, *quote != '\0' ? cli_commit() : "null", quote);
 }
 
 static void print_row(FILE *out, const bench_shape *shape, double peak, bench_op op, const bench_row *row)

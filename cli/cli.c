@@ -20,6 +20,15 @@ int cli_fail(const char *format, ...)
     return CLI_FAILED;
 }
 
+#if !defined(NSA_COMMIT)
+#define NSA_COMMIT ""
+#endif
+
+const char *cli_commit(void)
+{
+    return NSA_COMMIT;
+}
+
 int cli_write_file(const char *path, const char *text)
 {
     FILE *file = fopen(path, "w");

@@ -15,6 +15,9 @@ int cmd_info(int argc, char **argv);
 /* "nsa: ..." as one line on stderr, whatever the text holds; returns CLI_FAILED: `return cli_fail("%s: ...", path);` */
 int cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* "86861fe": the commit that this was built from; "" if not from a git checkout. */
+const char *cli_commit(void);
+
 /* The text as the whole of a file. */
 int cli_write_file(const char *path, const char *text);
 

@@ -72,7 +72,8 @@ int cmd_info(int argc, char **argv)
     nsa_ctx *ctx = NULL;
     if (nsa_ctx_create(&ctx, &options) != NSA_OK)
         return cli_fail("%s", nsa_last_error());
-    printf("version   %s\n", nsa_version());
+    printf("version   %s", nsa_version());
+    printf(*cli_commit() != '\0' ? ", commit %s\n" : "%s\n", cli_commit());
     printf("devices   cpu\n");
     print_cpu_model();
     print_cpu_features();

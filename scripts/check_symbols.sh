@@ -7,7 +7,7 @@ if [ -n "$foreign" ]; then
     printf 'exported, but not nsa_...:\n%s\n' "$foreign" >&2
     exit 1
 fi
-declared=$(gcc -E -P include/nsa.h | grep -oE '\bnsa_[a-z0-9_]+\(' | tr -d '(' | sort -u | grep -vx nsa_packed)
+declared=$(gcc -E -P "$(dirname "$0")/../include/nsa.h" | grep -oE '\bnsa_[a-z0-9_]+\(' | tr -d '(' | sort -u | grep -vx nsa_packed)
 missing=$(comm -23 <(echo "$declared") <(echo "$exported"))
 if [ -n "$missing" ]; then
     printf 'declared in nsa.h, but not exported:\n%s\n' "$missing" >&2

@@ -226,9 +226,9 @@ static void test_map_and_losses(void **state)
 static void test_bench(void **state)
 {
     (void)state;
-    static const char *const keys[] = {"op",    "attention", "phi",     "device",   "dtype",
-                                       "batch", "seqlen",    "heads_q", "heads_kv", "d_qk",
-                                       "d_v",   "threads",   "ms",      "gflops",   "peak_fraction"};
+    static const char *const keys[] = {"op",     "attention", "phi",           "device",  "dtype", "batch",
+                                       "seqlen", "heads_q",   "heads_kv",      "d_qk",    "d_v",   "threads",
+                                       "ms",     "gflops",    "peak_fraction", "version", "commit"};
     nsa_succeeds("bench --quick --json --lengths 65,128 --heads-q 4 --heads-kv 2 --d-qk 16 --d-v 8 --batch 2 "
                  "--threads 2 --dtype bf16 --phi linear --chart bench.png");
     assert_png("bench.png");
