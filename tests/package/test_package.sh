@@ -51,6 +51,12 @@ command_finds_its_library() {
         ldd "$prefix/bin/nsa" | grep -q "libnsa.* => $prefix/bin/\.\./"
 }
 
+command_tells_its_commit() { # built from a git checkout, which a release is not
+    local commit=
+    [[ -e $source/.git ]] && commit=', commit [0-9a-f]{7,}'
+    "$prefix/bin/nsa" info | head -1 | grep -qE "^version   $version$commit$"
+}
+
 runs() {
     [[ $("$@") == "libnsa $version" ]]
 }
@@ -126,8 +132,9 @@ is_hardened() {
 
 passed=0
 failed=0
-for name in installs_and_moves has_soname exports_its_functions_only command_finds_its_library pkg_config_in_c pkg_config_in_cpp \
-    pkg_config_static plain_compiler cmake_package_in_c cmake_package_in_cpp cmake_refuses_another_version cmake_subdirectory \
+for name in installs_and_moves has_soname exports_its_functions_only command_finds_its_library command_tells_its_commit \
+    pkg_config_in_c pkg_config_in_cpp pkg_config_static plain_compiler \
+    cmake_package_in_c cmake_package_in_cpp cmake_refuses_another_version cmake_subdirectory \
     examples_run_installed manual_is_clean is_hardened; do
     if "$name" >log.txt 2>&1; then
         echo "[       OK ] $name"
