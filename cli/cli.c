@@ -1,10 +1,10 @@
 #include "cli/cli.h"
 
-#include <errno.h>
+#include "lm/error.h"
+#include "lm/fileio.h"
+
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
-#include <string.h>
 
 int cli_fail(const char *format, ...)
 {
@@ -29,11 +29,7 @@ const char *cli_commit(void)
     return NSA_COMMIT;
 }
 
-int cli_write_file(const char *path, const char *text)
+int cli_write_file(const char *path, const void *data, size_t bytes)
 {
-    FILE *file = fopen(path, "w");
-    bool written = file != NULL && fputs(text, file) >= 0;
-    if (file != NULL && fclose(file) != 0)
-        written = false;
-    return written ? CLI_OK : cli_fail("%s: cannot be written: %s", path, strerror(errno));
+    return file_replace(path, data, bytes) ? CLI_OK : cli_fail("%s", lm_error());
 }

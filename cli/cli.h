@@ -2,6 +2,8 @@
 #ifndef CLI_CLI_H
 #define CLI_CLI_H
 
+#include <stddef.h>
+
 enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 
 int cmd_train(int argc, char **argv);
@@ -18,7 +20,7 @@ int cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* "86861fe": the commit that this was built from; "" if not from a git checkout. */
 const char *cli_commit(void);
 
-/* The text as the whole of a file. */
-int cli_write_file(const char *path, const char *text);
+/* These bytes in place of the file, or the file as it was; returns the exit code. */
+int cli_write_file(const char *path, const void *data, size_t bytes);
 
 #endif

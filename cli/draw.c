@@ -3,13 +3,11 @@
 #include "cli/cli.h"
 
 #include <cairo-svg.h>
-#include <errno.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 static const double pixels_per_point = 2;
 static const char font[] = "DejaVu Sans";
@@ -45,12 +43,29 @@ bool canvas_path_valid(const char *path)
     return ends_with(path, ".png") || ends_with(path, ".svg");
 }
 
-static cairo_status_t write_to_file(void *file, const unsigned char *data, unsigned int length)
+/* A file is made in memory, so that all of cairo's errors come before it is touched. */
+typedef struct file_bytes {
+    unsigned char *data;
+    size_t n, capacity;
+} file_bytes;
+
+static cairo_status_t append(void *file, const unsigned char *data, unsigned int length)
 {
-    return fwrite(data, 1, length, file) == length ? CAIRO_STATUS_SUCCESS : CAIRO_STATUS_WRITE_ERROR;
+    file_bytes *f = file;
+    if (length > f->capacity - f->n) {
+        const size_t capacity = 2 * f->capacity + length;
+        unsigned char *bigger = realloc(f->data, capacity);
+        if (bigger == NULL)
+            return CAIRO_STATUS_NO_MEMORY;
+        f->data = bigger;
+        f->capacity = capacity;
+    }
+    memcpy(f->data + f->n, data, length);
+    f->n += length;
+    return CAIRO_STATUS_SUCCESS;
 }
 
-/* Drawing is recorded and played onto the file's own surface at the end, so that a file is opened and checked once. */
+/* Drawing is recorded and played onto the file's own surface at the end. */
 canvas canvas_open(const char *path, double width, double height)
 {
     const cairo_rectangle_t page = {0, 0, width, height};
@@ -62,12 +77,12 @@ canvas canvas_open(const char *path, double width, double height)
     return c;
 }
 
-static cairo_status_t write_picture(const canvas *c, FILE *file)
+static cairo_status_t encode_picture(const canvas *c, file_bytes *file)
 {
     cairo_rectangle_t page;
     cairo_recording_surface_get_extents(c->surface, &page);
     const bool svg = ends_with(c->path, ".svg");
-    cairo_surface_t *out = svg ? cairo_svg_surface_create_for_stream(write_to_file, file, page.width, page.height)
+    cairo_surface_t *out = svg ? cairo_svg_surface_create_for_stream(append, file, page.width, page.height)
                                : cairo_image_surface_create(CAIRO_FORMAT_RGB24, (int)(page.width * pixels_per_point),
                                                             (int)(page.height * pixels_per_point));
     cairo_t *cr = cairo_create(out);
@@ -78,7 +93,7 @@ static cairo_status_t write_picture(const canvas *c, FILE *file)
     cairo_status_t status = cairo_status(cr);
     cairo_destroy(cr);
     if (status == CAIRO_STATUS_SUCCESS && !svg)
-        status = cairo_surface_write_to_png_stream(out, write_to_file, file);
+        status = cairo_surface_write_to_png_stream(out, append, file);
     cairo_surface_finish(out);
     if (status == CAIRO_STATUS_SUCCESS)
         status = cairo_surface_status(out);
@@ -86,34 +101,19 @@ static cairo_status_t write_picture(const canvas *c, FILE *file)
     return status;
 }
 
-/* 0 or what went wrong, as errno. A file that could not be written whole is removed; a device never is. */
-static int save_picture(const canvas *c)
-{
-    FILE *file = fopen(c->path, "wb");
-    if (file == NULL)
-        return errno;
-    struct stat info;
-    const bool regular = fstat(fileno(file), &info) == 0 && S_ISREG(info.st_mode);
-    errno = 0;
-    int failure = write_picture(c, file) == CAIRO_STATUS_SUCCESS ? 0 : errno != 0 ? errno : EIO;
-    if (fclose(file) != 0 && failure == 0)
-        failure = errno;
-    if (failure != 0 && regular)
-        remove(c->path);
-    return failure;
-}
-
 int canvas_close(canvas *c)
 {
-    const cairo_status_t status = cairo_status(c->cr);
-    const int failure = status == CAIRO_STATUS_SUCCESS ? save_picture(c) : 0;
+    file_bytes bytes = {0};
+    cairo_status_t status = cairo_status(c->cr);
+    if (status == CAIRO_STATUS_SUCCESS)
+        status = encode_picture(c, &bytes);
     cairo_destroy(c->cr);
     cairo_surface_destroy(c->surface);
-    if (failure != 0)
-        return cli_fail("%s: cannot be written: %s", c->path, strerror(failure));
-    if (status != CAIRO_STATUS_SUCCESS)
-        return cli_fail("%s: cannot be drawn: %s", c->path, cairo_status_to_string(status));
-    return CLI_OK;
+    const int exit_code = status == CAIRO_STATUS_SUCCESS
+                              ? cli_write_file(c->path, bytes.data, bytes.n)
+                              : cli_fail("%s: cannot be drawn: %s", c->path, cairo_status_to_string(status));
+    free(bytes.data);
+    return exit_code;
 }
 
 static void set_color(canvas *c, rgb color)

@@ -4,7 +4,9 @@
 #include "cli/cli.h"
 #include "cli/draw.h"
 
-#include <cjson/cJSON.h>
+#include "lm/error.h"
+#include "lm/fileio.h"
+#include "lm/json.h"
 
 #include <errno.h>
 #include <math.h>
@@ -48,14 +50,18 @@ static double number_of(const cJSON *object, const char *key)
 
 static int read_line(training_log *log, const char *text, int line)
 {
-    cJSON *object = cJSON_Parse(text);
+    char name[LM_PATH_MAX];
+    snprintf(name, sizeof name, "%s: line %d", log->path, line);
+    cJSON *object = json_parse(name, text, " \t\r\n");
+    if (object == NULL)
+        return cli_fail("%s", lm_error());
     const double step = number_of(object, "step"), loss = number_of(object, "loss");
     const double val_loss = number_of(object, "val_loss"), speed = number_of(object, "tokens_per_s");
     cJSON_Delete(object);
     if (isnan(step) || (isnan(loss) && isnan(val_loss)))
-        return cli_fail("%s: line %d is not that of a training log", log->path, line);
+        return cli_fail("%s: is not that of a training log", name);
     if (!reserve_line(log))
-        return cli_fail("%s: no memory for so many lines", log->path);
+        return cli_fail("%s: out of memory", name);
     if (!isnan(loss)) {
         log->step[log->n] = step;
         log->loss[log->n++] = loss;
@@ -172,30 +178,35 @@ static int draw(const char *path, const char *subtitle, const training_log *logs
     return chart_lines(path, &chart);
 }
 
-static cJSON *pairs(const double *x, const double *y, int n)
+static bool add_pairs(cJSON *object, const char *name, const double *x, const double *y, int n)
 {
-    cJSON *list = cJSON_CreateArray();
-    for (int i = 0; i < n; i++)
-        cJSON_AddItemToArray(list, cJSON_CreateDoubleArray((const double[]){x[i], y[i]}, 2));
-    return list;
+    cJSON *list = cJSON_AddArrayToObject(object, name);
+    for (int i = 0; list != NULL && i < n; i++)
+        if (!cJSON_AddItemToArray(list, cJSON_CreateDoubleArray((const double[]){x[i], y[i]}, 2)))
+            return false;
+    return list != NULL;
+}
+
+static bool add_log(cJSON *root, const training_log *log)
+{
+    cJSON *json = cJSON_AddObjectToObject(root, log->name);
+    return json != NULL && cJSON_AddNumberToObject(json, "steps", log->step[log->n - 1]) != NULL &&
+           cJSON_AddNumberToObject(json, "loss", log->loss[log->n - 1]) != NULL &&
+           (log->n_val == 0 || cJSON_AddNumberToObject(json, "val_loss", last_val_loss(log)) != NULL) &&
+           cJSON_AddNumberToObject(json, "tokens_per_s", log->tokens_per_s) != NULL &&
+           add_pairs(json, "loss_by_step", log->step, log->loss, log->n) &&
+           add_pairs(json, "val_loss_by_step", log->val_step, log->val_loss, log->n_val);
 }
 
 static int write_json(const char *path, const training_log *logs, int n)
 {
     cJSON *root = cJSON_CreateObject();
-    for (int i = 0; i < n; i++) {
-        cJSON *log = cJSON_AddObjectToObject(root, logs[i].name);
-        cJSON_AddNumberToObject(log, "steps", logs[i].step[logs[i].n - 1]);
-        cJSON_AddNumberToObject(log, "loss", logs[i].loss[logs[i].n - 1]);
-        if (logs[i].n_val > 0)
-            cJSON_AddNumberToObject(log, "val_loss", last_val_loss(&logs[i]));
-        cJSON_AddNumberToObject(log, "tokens_per_s", logs[i].tokens_per_s);
-        cJSON_AddItemToObject(log, "loss_by_step", pairs(logs[i].step, logs[i].loss, logs[i].n));
-        cJSON_AddItemToObject(log, "val_loss_by_step", pairs(logs[i].val_step, logs[i].val_loss, logs[i].n_val));
-    }
-    char *text = cJSON_PrintUnformatted(root);
+    bool ok = root != NULL;
+    for (int i = 0; ok && i < n; i++)
+        ok = add_log(root, &logs[i]);
+    char *text = ok ? cJSON_PrintUnformatted(root) : NULL;
     cJSON_Delete(root);
-    const int exit_code = text != NULL ? cli_write_file(path, text) : cli_fail("%s: no memory", path);
+    const int exit_code = text != NULL ? cli_write_file(path, text, strlen(text)) : cli_fail("%s: out of memory", path);
     cJSON_free(text);
     return exit_code;
 }

@@ -1,7 +1,7 @@
 #include "lm/config_json.h"
 #include "lm/error.h"
+#include "lm/json.h"
 
-#include <cjson/cJSON.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -123,8 +123,8 @@ static bool read_all(const char *path, const cJSON *json, checkpoint_info *info)
 bool config_json_read(const char *path, const char *text, checkpoint_info *info)
 {
     *info = (checkpoint_info){0};
-    cJSON *json = cJSON_ParseWithOpts(text, NULL, 1);
-    const bool ok = json != NULL ? read_all(path, json, info) : lm_fail("%s: not valid JSON", path);
+    cJSON *json = json_parse(path, text, " \t\r\n");
+    const bool ok = json != NULL && read_all(path, json, info);
     cJSON_Delete(json);
     return ok;
 }

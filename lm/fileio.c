@@ -89,15 +89,49 @@ bool file_finish(int fd, const char *path)
     return synced && closed;
 }
 
-bool file_write_text(const char *path, const char *text)
+static bool write_new(const char *path, const void *data, size_t bytes)
 {
     int fd = -1;
     LM_TRY(file_create(path, &fd));
-    if (!file_write(fd, path, text, strlen(text))) {
-        (void)close(fd);
-        return false;
-    }
-    return file_finish(fd, path);
+    if (file_write(fd, path, data, bytes))
+        return file_finish(fd, path);
+    (void)close(fd);
+    return false;
+}
+
+bool file_write_text(const char *path, const char *text)
+{
+    return write_new(path, text, strlen(text));
+}
+
+static bool write_device(const char *path, const void *data, size_t bytes)
+{
+    const int fd = open(path, O_WRONLY | O_NOCTTY | O_CLOEXEC);
+    if (fd < 0)
+        return lm_fail_errno(path, "cannot open");
+    const bool written = file_write(fd, path, data, bytes);
+    const bool closed = close(fd) == 0 || !written ? true : lm_fail_errno(path, "cannot write");
+    return written && closed;
+}
+
+bool file_replace(const char *path, const void *data, size_t bytes)
+{
+    struct stat info;
+    char target[LM_PATH_MAX]; /* of a link: the file that it points to, or else the link would be replaced */
+    char part[LM_PATH_MAX];
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
+        return write_device(path, data, bytes);
+    if (realpath(path, target) == NULL)
+        (void)snprintf(target, sizeof target, "%s", path);
+    const int n = snprintf(part, sizeof part, "%s.part", target);
+    if (n < 0 || n >= (int)sizeof part)
+        return lm_fail("%.100s...: the path is too long", path);
+    if (unlink(part) != 0 && errno != ENOENT) /* what a killed run has left */
+        return lm_fail_errno(part, "cannot remove");
+    const bool ok = write_new(part, data, bytes) && (rename(part, target) == 0 || lm_fail_errno(path, "cannot write"));
+    if (!ok)
+        (void)unlink(part);
+    return ok;
 }
 
 bool directory_sync(const char *path)

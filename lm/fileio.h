@@ -25,6 +25,10 @@ bool file_finish(int fd, const char *path);
 
 bool file_write_text(const char *path, const char *text);
 
+/* These bytes in place of the file, or the file as it was: they are written to PATH.part, which becomes PATH when all
+ * is on the disk. A device or a pipe is written to as it is. */
+bool file_replace(const char *path, const void *data, size_t bytes);
+
 bool directory_sync(const char *path);
 
 /* Removes a directory that holds nothing but files. */

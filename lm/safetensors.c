@@ -1,8 +1,8 @@
 #include "lm/safetensors.h"
 #include "lm/error.h"
 #include "lm/fileio.h"
+#include "lm/json.h"
 
-#include <cjson/cJSON.h>
 #include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
@@ -166,10 +166,8 @@ static bool parse_header(safetensors *f, char *header, size_t length, int64_t da
     header[length] = '\0';
     if (header[0] != '{' || strlen(header) != length)
         return lm_fail("%s: the header is not a JSON object", f->path);
-    const char *end = NULL;
-    cJSON *json = cJSON_ParseWithLengthOpts(header, length + 1, &end, 0);
-    const bool whole = json != NULL && end[strspn(end, " ")] == '\0';
-    const bool ok = whole ? parse_items(f, json, data_bytes) : lm_fail("%s: the header is not valid JSON", f->path);
+    cJSON *json = json_parse(f->path, header, " ");
+    const bool ok = json != NULL && parse_items(f, json, data_bytes);
     cJSON_Delete(json);
     return ok;
 }
