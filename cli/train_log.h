@@ -4,11 +4,10 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
 
 typedef struct train_log {
     const char *path;
-    FILE *file; /* NULL: no log is wanted */
+    int fd; /* -1: no log is wanted */
 } train_log;
 
 /* Failures are told by lm_error(). A run that goes on after `step` keeps the lines up to there and drops the rest,
