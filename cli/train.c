@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { MAX_SETTINGS = 48, WORD = 32, EXIT_INTERRUPTED = 130 };
 
@@ -154,7 +155,7 @@ static int run_training(const arg_table *table, options *o, const corpus *data)
     char checkpoint[LM_PATH_MAX];
     checkpoint_info info;
     bool found = false;
-    if (!checkpoint_prepare(o->out) || !checkpoint_find(o->out, checkpoint, &found) ||
+    if (!checkpoint_find(o->out, checkpoint, &found) ||
         (found && o->resume && !checkpoint_read_info(checkpoint, &info)))
         return failed();
     if (found && !o->resume)
@@ -170,6 +171,16 @@ static int run_training(const arg_table *table, options *o, const corpus *data)
     else
         status = train_with_log(o, t);
     trainer_destroy(t);
+    return status;
+}
+
+static int lock_and_train(const arg_table *table, options *o, const corpus *data)
+{
+    int lock = -1;
+    if (!checkpoint_prepare(o->out, &lock))
+        return failed();
+    const int status = run_training(table, o, data);
+    (void)close(lock);
     return status;
 }
 
@@ -198,7 +209,7 @@ int cmd_train(int argc, char **argv)
     corpus data;
     if (!config_check(&o.cfg) || !corpus_load(&data, o.data.item, o.data.n))
         return failed();
-    status = run_training(&table, &o, &data);
+    status = lock_and_train(&table, &o, &data);
     corpus_free(&data);
     return status;
 }

@@ -4,14 +4,17 @@
 #include "lm/safetensors.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #define STEP_PREFIX "step-"
 #define LEFTOVER_PREFIX "." STEP_PREFIX /* being written, or being removed */
+#define LOCK_NAME ".lock"
 
 enum { NAME_MAX_BYTES = 64, CONFIG_MAX_BYTES = 1 << 20 };
 
@@ -73,13 +76,31 @@ static bool remove_leftover(void *dir, const char *name)
     return directory_remove(path);
 }
 
-bool checkpoint_prepare(const char *dir)
+/* The lock is the system's, on a file that stays: nothing is left behind that would have to be removed by hand. */
+static bool take_lock(const char *dir, int *lock)
+{
+    char path[LM_PATH_MAX];
+    LM_TRY(path_join(path, dir, LOCK_NAME));
+    *lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (*lock < 0)
+        return lm_fail_errno(path, "cannot create");
+    if (flock(*lock, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) /* some network file systems have no locks */
+        return true;
+    (void)close(*lock);
+    return lm_fail("%s: another nsa train writes its checkpoints there", dir);
+}
+
+bool checkpoint_prepare(const char *dir, int *lock)
 {
     if (mkdir(dir, 0777) != 0 && errno != EEXIST)
         return lm_fail_errno(dir, "cannot create the directory");
+    LM_TRY(take_lock(dir, lock));
     char copy[LM_PATH_MAX];
     (void)snprintf(copy, sizeof copy, "%s", dir);
-    return directory_walk(dir, remove_leftover, copy);
+    if (directory_walk(dir, remove_leftover, copy))
+        return true;
+    (void)close(*lock);
+    return false;
 }
 
 typedef struct removal {

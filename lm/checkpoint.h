@@ -21,8 +21,9 @@ typedef struct checkpoint_info {
     uint64_t text_hash;
 } checkpoint_info;
 
-/* Makes DIR if it is not there, and removes what a killed run has left in it. */
-bool checkpoint_prepare(const char *dir);
+/* Makes DIR if it is not there, locks it against other trainers, and removes what a killed run has left in it. *lock is
+ * a file descriptor: close() ends the lock, and so does the end of the process, however it comes. */
+bool checkpoint_prepare(const char *dir, int *lock);
 
 /* The newest DIR/step-N, or path itself if it is one. *found = false: a directory without checkpoints. */
 bool checkpoint_find(const char *path, char checkpoint[LM_PATH_MAX], bool *found);

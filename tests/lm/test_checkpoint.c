@@ -15,6 +15,7 @@ enum { STEPS = 7, SAVED = 4 };
 
 static char root[] = "/tmp/nsa-test-checkpoint-XXXXXX";
 static char dir[64];
+static int lock = -1; /* on dir */
 
 static void must(bool ok)
 {
@@ -38,7 +39,7 @@ static int new_dir(void **state)
 {
     (void)state;
     snprintf(dir, sizeof dir, "%s/run", root);
-    return checkpoint_prepare(dir) ? 0 : 1;
+    return checkpoint_prepare(dir, &lock) ? 0 : 1;
 }
 
 static bool remove_entry(void *arg, const char *name)
@@ -57,6 +58,7 @@ static bool remove_entry(void *arg, const char *name)
 static int remove_dir(void **state)
 {
     (void)state;
+    (void)close(lock);
     return directory_walk(dir, remove_entry, dir) && rmdir(dir) == 0 ? 0 : 1;
 }
 
@@ -122,8 +124,7 @@ static void find(char checkpoint[LM_PATH_MAX], int64_t step)
 
 static bool count_entry(void *n, const char *name)
 {
-    (void)name;
-    ++*(int *)n;
+    *(int *)n += strcmp(name, ".lock") != 0;
     return true;
 }
 
@@ -238,12 +239,26 @@ static void test_survives_a_kill(void **state)
         must(file_write_text(path, "not a checkpoint"));
     }
     find(checkpoint, 2);
-    must(checkpoint_prepare(dir));
+    (void)close(lock); /* as the kill did */
+    must(checkpoint_prepare(dir, &lock));
     assert_int_equal(entries(), 1 + 5);
     find(checkpoint, 2);
     save_at(&cfg, 3);
     find(checkpoint, 3);
     assert_int_equal(entries(), 1 + 5);
+}
+
+static void test_one_trainer_at_a_time(void **state)
+{
+    (void)state;
+    int second = -1;
+    assert_false(checkpoint_prepare(dir, &second));
+    assert_non_null(strstr(lm_error(), dir));
+    assert_non_null(strstr(lm_error(), "another nsa train"));
+    (void)close(lock);
+    must(checkpoint_prepare(dir, &second));
+    assert_false(checkpoint_prepare(dir, &lock));
+    lock = second;
 }
 
 /* A disk that is full, or a directory that cannot be written, leaves the old checkpoint. */
@@ -365,6 +380,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_resume_wants_its_text, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_keeps_the_newest, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_survives_a_kill, new_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(test_one_trainer_at_a_time, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_failed_save_keeps_the_old, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_refuses_damaged_config, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_refuses_other_tensors, new_dir, remove_dir),
