@@ -63,8 +63,11 @@ static int measure_length(const bench_options *o, const bench_shape *shape, cons
         for (int a = 0; a < BENCH_N_ATTENTIONS && exit_code == CLI_OK; a++) {
             const nsa_status status = bench_measure(b, (bench_op)op, (bench_attention)a, seconds, &row->time[op][a]);
             if (status != NSA_OK) {
-                exit_code = cli_fail("%s %s at length %d: %s: %s", bench_attention_names[a], bench_op_names[op],
-                                     shape->seqlen, nsa_status_string(status), nsa_last_error());
+                const bool memory =
+                    status == NSA_ERR_OUT_OF_MEMORY; /* the workspace's, of which the library knows not */
+                exit_code =
+                    cli_fail("%s %s at length %d: %s%s%s", bench_attention_names[a], bench_op_names[op], shape->seqlen,
+                             nsa_status_string(status), memory ? "" : ": ", memory ? "" : nsa_last_error());
                 break;
             }
             row->gflops[op][a] = bench_flop(shape, (bench_op)op, (bench_attention)a) / (1e6 * row->time[op][a].ms);

@@ -12,14 +12,16 @@
 static void print_cpu_model(void)
 {
     char line[256];
+    const char *model = "unknown\n";
     FILE *file = fopen("/proc/cpuinfo", "r");
     while (file != NULL && fgets(line, sizeof line, file) != NULL) {
         const char *value = strchr(line, ':');
         if (strncmp(line, "model name", 10) == 0 && value != NULL) {
-            printf("cpu       %s", value + 2);
+            model = value + 2;
             break;
         }
     }
+    printf("cpu       %s", model);
     if (file != NULL)
         fclose(file);
 }

@@ -3,6 +3,7 @@
 
 #include <nsa.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -34,11 +35,13 @@ static void print_usage(FILE *out)
 /* Output that could not be written (a full disk behind a redirection) is a failure like any other. */
 static int flushed(int exit_code)
 {
-    if (fflush(stdout) != 0 || ferror(stdout)) {
-        perror("nsa: standard output");
-        return exit_code != CLI_OK ? exit_code : CLI_FAILED;
-    }
-    return exit_code;
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return exit_code;
+    /* An earlier write may have failed, whose reason is gone. */
+    fprintf(stderr, "nsa: standard output: cannot be written%s%s\n", errno != 0 ? ": " : "",
+            errno != 0 ? strerror(errno) : "");
+    return exit_code != CLI_OK ? exit_code : CLI_FAILED;
 }
 
 int main(int argc, char **argv)
