@@ -43,8 +43,8 @@ static void fill_slc_idx(const test_tensor *x, const nsa_batch *batch, rng *r)
     }
 }
 
-void attn_case_init(attn_case *c, const attn_op *op, const nsa_config *blocks, const nsa_batch *batch,
-                    const attn_shape *shape, rng *r)
+void attn_case_inputs(attn_case *c, const attn_op *op, const nsa_config *blocks, const nsa_batch *batch,
+                      const attn_shape *shape, rng *r)
 {
     *c = (attn_case){.op = op, .cfg = *blocks, .batch = *batch};
     c->cfg.n_heads_kv = shape->n_heads_kv;
@@ -68,6 +68,12 @@ void attn_case_init(attn_case *c, const attn_op *op, const nsa_config *blocks, c
         c->gate = tensor_new(&c->cfg, &c->batch, SIDE_Q, n_q, NSA_N_BRANCHES, shape->dtype, LAYOUT_ONE_HEAD);
         tensor_fill_normal(&c->gate, r, 0.5);
     }
+}
+
+void attn_case_init(attn_case *c, const attn_op *op, const nsa_config *blocks, const nsa_batch *batch,
+                    const attn_shape *shape, rng *r)
+{
+    attn_case_inputs(c, op, blocks, batch, shape, r);
     const attn_out out = attn_out_new(c, shape->dtype, shape->out);
     const nsa_ctx ctx = {.n_threads = 1, .reference = true};
     attn_run_forward(c, &ctx, attn_oracle(op)->forward, REF_EXACT, &out);

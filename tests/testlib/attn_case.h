@@ -37,6 +37,10 @@ typedef struct attn_case {
 void attn_case_init(attn_case *c, const attn_op *op, const nsa_config *blocks, const nsa_batch *batch,
                     const attn_shape *shape, rng *r);
 
+/* The same without o and lse. */
+void attn_case_inputs(attn_case *c, const attn_op *op, const nsa_config *blocks, const nsa_batch *batch,
+                      const attn_shape *shape, rng *r);
+
 /* Whether query row `row` of sequence s, seen by kv_head, attends to key j: the masks once more, from their page. */
 bool attn_attends(const attn_case *c, int32_t s, int64_t row, int32_t kv_head, int64_t j);
 

@@ -6,10 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-enum { POISON = 0xff };
 
 /* ---- Failures */
 
@@ -65,44 +61,7 @@ double rng_normal(rng *r)
     return sqrt(-2.0 * log(u)) * cos(angle);
 }
 
-/* ---- Memory */
-
-typedef struct mapping {
-    struct mapping *next;
-    void *base;
-    size_t bytes;
-} mapping;
-
-static mapping *pool;
-
-void *guarded(size_t bytes, flush at)
-{
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    const size_t inner = (bytes + page - 1) / page * page;
-    mapping *m = malloc(sizeof *m);
-    assert_non_null(m);
-    m->bytes = inner + 2 * page;
-    m->base = mmap(NULL, m->bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    assert_true(m->base != MAP_FAILED);
-    m->next = pool;
-    pool = m;
-    char *first = (char *)m->base + page;
-    if (inner > 0) {
-        assert_int_equal(mprotect(first, inner, PROT_READ | PROT_WRITE), 0);
-        memset(first, POISON, inner);
-    }
-    return at == FLUSH_LEFT ? first : first + (inner - bytes);
-}
-
-void testlib_reset(void)
-{
-    while (pool != NULL) {
-        mapping *m = pool;
-        pool = m->next;
-        munmap(m->base, m->bytes);
-        free(m);
-    }
-}
+/* ---- Calls */
 
 void run_op(op_fn *op, const void *problem)
 {
@@ -359,9 +318,9 @@ void assert_padding_intact(const char *what, const test_tensor *x)
     assert_non_null(copy);
     memcpy(copy, x->t.data, (size_t)(x->n * size));
     for (row_at a = before_first; next_row(x, &a);)
-        memset(copy + tensor_index(x, a.s, a.row, a.head, 0) * size, POISON, (size_t)(x->e.d * size));
+        memset(copy + tensor_index(x, a.s, a.row, a.head, 0) * size, POISON_BYTE, (size_t)(x->e.d * size));
     int64_t i = 0;
-    while (i < x->n * size && copy[i] == POISON)
+    while (i < x->n * size && copy[i] == POISON_BYTE)
         i++;
     free(copy);
     if (i < x->n * size)

@@ -39,6 +39,8 @@ double rng_normal(rng *r);
 
 /* ---- Memory */
 
+enum { POISON_BYTE = 0xff };
+
 typedef enum flush { FLUSH_RIGHT = 0, FLUSH_LEFT } flush; /* which end touches the unmapped page */
 
 void *guarded(size_t bytes, flush at);
