@@ -35,7 +35,7 @@ static bool grow(double **array, int capacity)
 
 static bool reserve_line(training_log *log)
 {
-    if (log->n < log->capacity)
+    if (log->n < log->capacity && log->n_val < log->capacity)
         return true;
     log->capacity = log->capacity > 0 ? 2 * log->capacity : 256;
     return grow(&log->step, log->capacity) && grow(&log->loss, log->capacity) && grow(&log->smoothed, log->capacity) &&
