@@ -2,7 +2,6 @@
 
 #include "cli/draw.h"
 
-#include <float.h>
 #include <math.h>
 #include <stdio.h>
 
@@ -33,9 +32,10 @@ static double scale_at(const scale *s, double value)
     return s->from + t * (s->to - s->from);
 }
 
+/* NaN is not, nor what is so large or so near 0 that differences and quotients could overflow. */
 static bool drawable(const chart_axis *axis, double value)
 {
-    return isfinite(value) && (!axis->log || value > 0);
+    return fabs(value) < 1e150 && (!axis->log || value > 1e-150);
 }
 
 static void add_tick(scale *s, double value)
@@ -93,8 +93,8 @@ static scale scale_of(const chart_panel *panel, bool vertical, double from, doub
         s.min = s.max = 1;
     if (s.log) {
         const double widen = pow(s.max / s.min, 0.05) * (s.max == s.min ? 2 : 1);
-        s.min = fmax(s.min / widen, DBL_MIN);
-        s.max = fmin(s.max * widen, DBL_MAX);
+        s.min /= widen;
+        s.max *= widen;
     } else {
         const double widen = s.max > s.min ? (vertical ? 0.05 : 0.02) * (s.max - s.min) : fmax(fabs(s.max), 1) * 0.1;
         s.min -= widen;
