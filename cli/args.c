@@ -27,9 +27,7 @@ int args_fail(const arg_table *table, const char *flag, const char *format, ...)
     if (n > 0 && (size_t)n < sizeof message)
         vsnprintf(message + n, sizeof message - (size_t)n, format, ap);
     va_end(ap);
-    for (char *c = message; *c != '\0'; c++)
-        if (iscntrl((unsigned char)*c))
-            *c = ' ';
+    cli_one_line(message);
     fprintf(stderr, "%s\n", message);
     return CLI_USAGE;
 }

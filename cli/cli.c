@@ -3,8 +3,16 @@
 #include "lm/error.h"
 #include "lm/fileio.h"
 
+#include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
+
+void cli_one_line(char *message)
+{
+    for (char *c = message; *c != '\0'; c++)
+        if (iscntrl((unsigned char)*c))
+            *c = ' ';
+}
 
 int cli_fail(const char *format, ...)
 {
@@ -13,9 +21,7 @@ int cli_fail(const char *format, ...)
     va_start(ap, format);
     vsnprintf(message, sizeof message, format, ap);
     va_end(ap);
-    for (char *c = message; *c != '\0'; c++)
-        if (*c == '\n' || *c == '\r')
-            *c = ' ';
+    cli_one_line(message);
     fprintf(stderr, "nsa: %s\n", message);
     return CLI_FAILED;
 }

@@ -20,6 +20,9 @@ int cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* "86861fe": the commit that this was built from; "" if not from a git checkout. */
 const char *cli_commit(void);
 
+/* Control characters, line ends among them, become spaces: what a message quotes may come from a file. */
+void cli_one_line(char *message);
+
 /* These bytes in place of the file, or the file as it was; returns the exit code. */
 int cli_write_file(const char *path, const void *data, size_t bytes);
 

@@ -62,9 +62,6 @@ int main(int argc, char **argv)
     for (int i = 0; i < N_COMMANDS; i++)
         if (strcmp(name, commands[i].name) == 0)
             return flushed(commands[i].run(argc - 1, argv + 1));
-    fprintf(stderr, "nsa: unknown command '%s', allowed:", name);
-    for (int i = 0; i < N_COMMANDS; i++)
-        fprintf(stderr, " %s", commands[i].name);
-    fputc('\n', stderr);
+    (void)cli_fail("unknown command '%.100s', nsa --help lists them", name);
     return CLI_USAGE;
 }
