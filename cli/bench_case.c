@@ -1,11 +1,12 @@
 #include "cli/bench.h"
 #include "cli/progress.h"
+#include "lm/arena.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_BUFFERS = 64, MAX_REPS = 101, ALIGN = 64 };
+enum { MAX_BUFFERS = 64, MAX_REPS = 101 };
 
 const char *const bench_op_names[BENCH_N_OPS] = {"forward", "backward", "prefill", "decode"};
 const char *const bench_attention_names[BENCH_N_ATTENTIONS] = {"nsa", "dense"};
@@ -66,14 +67,14 @@ static size_t element_size(nsa_dtype dtype)
     return dtype == NSA_BF16 || dtype == NSA_F16 ? 2 : 4;
 }
 
-static void *take(bench_case *b, size_t bytes)
+/* `count` elements of `size` bytes, zeroed: touched before the clock runs. */
+static void *take(bench_case *b, int64_t count, size_t size)
 {
-    void *p = b->n_buffers < MAX_BUFFERS ? aligned_alloc(ALIGN, (bytes / ALIGN + 1) * ALIGN) : NULL;
+    void *p = b->n_buffers < MAX_BUFFERS ? lm_alloc_zeroed(size_of(count, size)) : NULL;
     if (p == NULL) {
         b->out_of_memory = true;
         return NULL;
     }
-    memset(p, 0, bytes); /* touched before the clock runs */
     return b->buffers[b->n_buffers++] = p;
 }
 
@@ -99,7 +100,7 @@ static uint16_t to_half(float x, nsa_dtype dtype)
 
 static void *take_random(bench_case *b, int64_t count, nsa_dtype dtype, float scale, float offset)
 {
-    void *p = take(b, (size_t)count * element_size(dtype));
+    void *p = take(b, count, element_size(dtype));
     for (int64_t i = 0; p != NULL && i < count; i++) {
         const float x = offset + scale * uniform(b);
         if (dtype == NSA_F32)
@@ -112,13 +113,14 @@ static void *take_random(bench_case *b, int64_t count, nsa_dtype dtype, float sc
 
 static nsa_tensor tensor(bench_case *b, int64_t rows, nsa_dtype dtype, int32_t heads, int32_t d)
 {
-    return nsa_packed(take(b, (size_t)rows * (size_t)heads * (size_t)d * element_size(dtype)), dtype, heads, d);
+    return nsa_packed(take(b, i64_mul(i64_mul(rows, heads), d), element_size(dtype)), dtype, heads, d);
 }
 
 /* Variance 1, so that the logits' is too. */
 static nsa_tensor random_tensor(bench_case *b, int64_t rows, int32_t heads, int32_t d)
 {
-    return nsa_packed(take_random(b, rows * heads * d, b->shape.dtype, 1.7320508F, 0), b->shape.dtype, heads, d);
+    return nsa_packed(take_random(b, i64_mul(i64_mul(rows, heads), d), b->shape.dtype, 1.7320508F, 0), b->shape.dtype,
+                      heads, d);
 }
 
 /* One set of parameters for all heads, f32; their gradients in dphi. An mlp is d wide inside. */
@@ -142,7 +144,7 @@ static void make_phi(bench_case *b, nsa_phi *phi, nsa_phi *dphi, int32_t d)
     for (int i = 0; i < 5; i++) {
         if (count[i] > 0) {
             *value[i] = take_random(b, count[i], NSA_F32, 1.7320508F / sqrtf((float)(count[i] / d + 1)), 0);
-            *gradient[i] = take(b, (size_t)count[i] * sizeof(float));
+            *gradient[i] = take(b, count[i], sizeof(float));
         }
     }
 }
@@ -150,8 +152,8 @@ static void make_phi(bench_case *b, nsa_phi *phi, nsa_phi *dphi, int32_t d)
 static void make_batch(bench_case *b)
 {
     const int32_t n = b->shape.batch, seqlen = b->shape.seqlen;
-    b->cu = take(b, ((size_t)n + 1) * sizeof(int32_t));
-    b->cu_one = take(b, ((size_t)n + 1) * sizeof(int32_t));
+    b->cu = take(b, (int64_t)n + 1, sizeof(int32_t));
+    b->cu_one = take(b, (int64_t)n + 1, sizeof(int32_t));
     for (int32_t s = 0; !b->out_of_memory && s <= n; s++) {
         b->cu[s] = s * seqlen;
         b->cu_one[s] = s;
@@ -177,7 +179,8 @@ static void make_training(bench_case *b)
         g->dk[c] = tensor(b, rows, dtype, cfg->n_heads_kv, cfg->d_qk);
         g->dv[c] = tensor(b, rows, dtype, cfg->n_heads_kv, cfg->d_v);
     }
-    f->gate = nsa_packed(take_random(b, rows * cfg->n_heads_q * 3, NSA_F32, 0.5F, 0.5F), NSA_F32, cfg->n_heads_q, 3);
+    f->gate = nsa_packed(take_random(b, i64_mul(rows, (int64_t)cfg->n_heads_q * 3), NSA_F32, 0.5F, 0.5F), NSA_F32,
+                         cfg->n_heads_q, 3);
     f->phi_k = &b->phi[0];
     f->phi_v = &b->phi[1];
     f->o = tensor(b, rows, dtype, cfg->n_heads_q, cfg->d_v);
@@ -221,11 +224,11 @@ static void make_cache(bench_case *b)
     if (nsa_cache_page_bytes(b->ctx, &b->shape.cfg, &b->cache, &page_bytes) != NSA_OK ||
         nsa_cache_state_bytes(b->ctx, &b->shape.cfg, &b->cache, &state_bytes) != NSA_OK)
         return;
-    b->cache.pages = take(b, (size_t)b->cache.n_pages * page_bytes);
-    b->states = take(b, (size_t)n * sizeof *b->states);
-    int32_t *table = take(b, (size_t)b->cache.n_pages * sizeof *table);
-    state_bytes = (state_bytes + ALIGN - 1) / ALIGN * ALIGN;
-    char *states = take(b, (size_t)n * state_bytes);
+    b->cache.pages = take(b, b->cache.n_pages, page_bytes);
+    b->states = take(b, n, sizeof *b->states);
+    int32_t *table = take(b, b->cache.n_pages, sizeof *table);
+    state_bytes = size_round_up(state_bytes, LM_ALIGN);
+    char *states = take(b, n, state_bytes);
     if (b->out_of_memory)
         return;
     for (int32_t s = 0; s < n; s++) {
@@ -313,10 +316,9 @@ static nsa_status reserve(bench_case *b, bench_op op, bench_attention attention)
         return status;
     free(b->workspace);
     b->workspace_bytes = 0;
-    b->workspace = aligned_alloc(ALIGN, (bytes / ALIGN + 1) * ALIGN);
+    b->workspace = lm_alloc_zeroed(bytes);
     if (b->workspace == NULL)
         return NSA_ERR_OUT_OF_MEMORY;
-    memset(b->workspace, 0, bytes);
     b->workspace_bytes = bytes;
     return NSA_OK;
 }

@@ -3,12 +3,14 @@
 #include "cli/chart.h"
 #include "cli/cli.h"
 #include "cli/draw.h"
+#include "lm/arena.h"
 
 #include "lm/error.h"
 #include "lm/fileio.h"
 #include "lm/json.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +29,7 @@ typedef struct training_log {
 
 static bool grow(double **array, int capacity)
 {
-    double *bigger = realloc(*array, (size_t)capacity * sizeof **array);
+    double *bigger = realloc(*array, size_of(capacity, sizeof **array));
     if (bigger != NULL)
         *array = bigger;
     return bigger != NULL;
@@ -37,6 +39,8 @@ static bool reserve_line(training_log *log)
 {
     if (log->n < log->capacity && log->n_val < log->capacity)
         return true;
+    if (log->capacity > INT_MAX / 2)
+        return false;
     log->capacity = log->capacity > 0 ? 2 * log->capacity : 256;
     return grow(&log->step, log->capacity) && grow(&log->loss, log->capacity) && grow(&log->smoothed, log->capacity) &&
            grow(&log->val_step, log->capacity) && grow(&log->val_loss, log->capacity);

@@ -4,6 +4,7 @@
 #include "cli/cli.h"
 #include "cli/draw.h"
 
+#include "lm/arena.h"
 #include "lm/checkpoint.h"
 #include "lm/corpus.h"
 #include "lm/error.h"
@@ -26,9 +27,9 @@ static void fill_panel(map_panel *panel, const nsa_config *cfg, const layer_acts
         const int32_t *idx = acts->slc_idx + ((int64_t)t * cfg->n_heads_kv + head) * cfg->slc_topk;
         for (int i = 0; i < cfg->slc_topk && idx[i] >= 0; i++) {
             const bool forced = idx[i] < cfg->slc_n_init || idx[i] > cur - cfg->slc_n_local;
-            (forced ? panel->forced : panel->free)[bin * n_blocks + idx[i]] += share;
+            (forced ? panel->forced : panel->free)[(int64_t)bin * n_blocks + idx[i]] += share;
         }
-        const float *gate = acts->gate + ((int64_t)t * cfg->n_heads_q + head * group) * NSA_N_BRANCHES;
+        const float *gate = acts->gate + ((int64_t)t * cfg->n_heads_q + (int64_t)head * group) * NSA_N_BRANCHES;
         for (int i = 0; i < group * NSA_N_BRANCHES; i++)
             panel->gate[i % NSA_N_BRANCHES][bin] += gate[i] * share / (float)group;
     }
@@ -36,9 +37,10 @@ static void fill_panel(map_panel *panel, const nsa_config *cfg, const layer_acts
     for (int bin = 1; bin < MAP_BINS; bin++) {
         if (n_queries[bin] > 0)
             continue;
-        const size_t row = (size_t)n_blocks * sizeof(float);
-        memcpy(panel->free + bin * n_blocks, panel->free + (bin - 1) * n_blocks, row);
-        memcpy(panel->forced + bin * n_blocks, panel->forced + (bin - 1) * n_blocks, row);
+        const int64_t at = (int64_t)bin * n_blocks;
+        const size_t row = size_of(n_blocks, sizeof(float));
+        memcpy(panel->free + at, panel->free + at - n_blocks, row);
+        memcpy(panel->forced + at, panel->forced + at - n_blocks, row);
         for (int branch = 0; branch < NSA_N_BRANCHES; branch++)
             panel->gate[branch][bin] = panel->gate[branch][bin - 1];
     }
@@ -59,8 +61,8 @@ static map_panel *make_panels(const run *r, int n_blocks)
     const int n_layers = r->m->cfg.model.layers, n = n_layers * cfg->n_heads_kv;
     map_panel *panels = calloc((size_t)n, sizeof *panels);
     for (int i = 0; panels != NULL && i < n; i++) {
-        panels[i].free = calloc((size_t)n_blocks * MAP_BINS, sizeof(float));
-        panels[i].forced = calloc((size_t)n_blocks * MAP_BINS, sizeof(float));
+        panels[i].free = calloc(size_of(n_blocks, MAP_BINS), sizeof(float));
+        panels[i].forced = calloc(size_of(n_blocks, MAP_BINS), sizeof(float));
         if (panels[i].free == NULL || panels[i].forced == NULL) {
             free_panels(panels, n);
             return NULL;

@@ -2,6 +2,7 @@
 
 #include "cli/cli.h"
 #include "cli/draw.h"
+#include "lm/arena.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,7 +48,7 @@ static void draw_blocks(canvas *c, const selection_map *map, const map_panel *pa
     for (int bin = 0; bin < MAP_BINS; bin++) {
         const double last = (double)(bin + 1) * map->n_tokens / MAP_BINS - 1; /* position of the bin's last query */
         for (int j = 0; j < n; j++) {
-            const int at = bin * n + j;
+            const int64_t at = (int64_t)bin * n + j;
             const bool visible = (double)j * map->n_tokens / n <= last;
             const rgb base = visible ? unused : future;
             cells[at] = rgb_mix(rgb_mix(base, by_rule, panel->forced[at]), palette[0], panel->free[at]);
@@ -108,7 +109,7 @@ int map_draw(const char *path, const selection_map *map)
     const int rows = (n + columns - 1) / columns;
     const double left = margin + 44, top = header + 20;
     const double cell_w = panel_size + gap + gate_width + panel_gap, cell_h = panel_size + 42;
-    rgb *cells = calloc((size_t)map->n_blocks * MAP_BINS, sizeof *cells);
+    rgb *cells = calloc(size_of(map->n_blocks, MAP_BINS), sizeof *cells);
     if (cells == NULL)
         return cli_fail("%s: no memory for the picture", path);
     const double width = left + columns * cell_w, height = top + rows * cell_h + 26;

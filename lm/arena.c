@@ -22,8 +22,8 @@ static size_t available_memory(void)
 void *lm_alloc_zeroed(size_t bytes)
 {
     enum { SMALL = 1 << 20 };
-    const size_t rounded = bytes == 0 ? LM_ALIGN : (bytes + LM_ALIGN - 1) & ~(size_t)(LM_ALIGN - 1);
-    if (rounded < bytes || (rounded > SMALL && rounded > available_memory()))
+    const size_t rounded = bytes == 0 ? LM_ALIGN : size_round_up(bytes, LM_ALIGN);
+    if (rounded == SIZE_MAX || (rounded > SMALL && rounded > available_memory()))
         return NULL;
     void *p = aligned_alloc(LM_ALIGN, rounded);
     return p == NULL ? NULL : memset(p, 0, rounded);

@@ -131,18 +131,18 @@ typedef struct tensor_group {
     float *data;
 } tensor_group;
 
-enum { MAX_GROUPS = 2 };
+enum { MAX_GROUPS = 2, TENSOR_NAME_BYTES = 128 };
 
-static void full_name(char name[NAME_MAX_BYTES * 2], const tensor_group *g, const param *p)
+static void full_name(char name[TENSOR_NAME_BYTES], const tensor_group *g, const param *p)
 {
-    (void)snprintf(name, NAME_MAX_BYTES * 2, "%s%s", g->prefix, p->name);
+    (void)snprintf(name, TENSOR_NAME_BYTES, "%s%s", g->prefix, p->name);
 }
 
 static bool write_tensors(const char *path, const param_table *table, const tensor_group *groups, int n_groups)
 {
     const size_t n = (size_t)table->n * (size_t)n_groups;
     safetensor_source *sources = calloc(n, sizeof *sources);
-    char(*names)[NAME_MAX_BYTES * 2] = calloc(n, sizeof *names);
+    char(*names)[TENSOR_NAME_BYTES] = calloc(n, sizeof *names);
     bool ok = sources != NULL && names != NULL ? true : lm_fail("%s: out of memory", path);
     for (size_t i = 0; ok && i < n; i++) {
         const tensor_group *g = &groups[i / (size_t)table->n];
@@ -163,7 +163,7 @@ static bool read_open_tensors(const safetensors *f, const param_table *table, co
     for (int g = 0; g < n_groups; g++) {
         for (int32_t i = 0; i < table->n; i++) {
             const param *p = &table->items[i];
-            char name[NAME_MAX_BYTES * 2];
+            char name[TENSOR_NAME_BYTES];
             full_name(name, &groups[g], p);
             LM_TRY(safetensors_read_f32(f, name, p->n_dims, p->shape, groups[g].data + p->offset));
         }

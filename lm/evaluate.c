@@ -1,4 +1,5 @@
 #include "lm/evaluate.h"
+#include "lm/arena.h"
 #include "lm/error.h"
 #include "lm/needle.h"
 #include "lm/random.h"
@@ -156,7 +157,7 @@ bool needle_evaluate(const model *m, const corpus *data, const needle_test *test
                            2 * NEEDLE_LENGTH);
         if (corpus_n_windows(data, CORPUS_HELD_OUT, n) == 0)
             return lm_fail("--lengths: the held-out tenth of --data is shorter than %d tokens", n);
-        uint8_t *bytes = malloc((size_t)n + 1);
+        uint8_t *bytes = malloc(size_add((size_t)n, 1));
         if (bytes == NULL)
             return lm_out_of_memory("a text with a needle");
         const bool ok = evaluate_length(m, data, test, n, bytes, cells + (int64_t)l * test->n_depths);

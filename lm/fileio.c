@@ -1,4 +1,5 @@
 #include "lm/fileio.h"
+#include "lm/arena.h"
 #include "lm/error.h"
 
 #include <dirent.h>
@@ -54,7 +55,7 @@ static bool read_text(int fd, const char *path, size_t max, char **text)
     if ((uint64_t)info.st_size > max)
         return lm_fail("%s: is larger than %zu bytes", path, max);
     const size_t n = (size_t)info.st_size;
-    char *bytes = malloc(n + 1);
+    char *bytes = malloc(size_add(n, 1));
     if (bytes == NULL)
         return lm_fail("%s: out of memory", path);
     bytes[n] = '\0';

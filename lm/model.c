@@ -137,9 +137,9 @@ static bool fill(model *m)
     if (m->layers == NULL)
         return lm_out_of_memory("the model's layers");
     add_all(m);
-    if (m->table.failed || m->table.total > INT64_MAX / (int64_t)sizeof(float))
+    if (m->table.failed)
         return lm_out_of_memory("the model's parameters");
-    m->weights = lm_alloc_zeroed((size_t)m->table.total * sizeof(float));
+    m->weights = lm_alloc_zeroed(size_of(m->table.total, sizeof(float)));
     if (m->weights == NULL)
         return lm_fail("out of memory: %lld parameters", (long long)m->table.total);
     LM_TRY(lm_nsa(nsa_ctx_create(&m->ctx, NULL), "nsa_ctx_create"));

@@ -1,8 +1,8 @@
 #include "lm/params.h"
+#include "lm/arena.h"
 #include "lm/random.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 enum { ALIGN_FLOATS = 16 };
 
@@ -11,7 +11,7 @@ static bool grow(param_table *table)
     if (table->n < table->capacity)
         return true;
     const int32_t capacity = table->capacity == 0 ? 64 : 2 * table->capacity;
-    param *items = realloc(table->items, (size_t)capacity * sizeof *items);
+    param *items = realloc(table->items, size_of(capacity, sizeof *items));
     if (items == NULL)
         return false;
     table->items = items;
@@ -30,13 +30,14 @@ int64_t params_add(param_table *table, const char *name, const int64_t shape[], 
     (void)snprintf(p->name, sizeof p->name, "%s", name);
     while (p->n_dims < PARAM_MAX_DIMS && shape[p->n_dims] != 0) {
         p->shape[p->n_dims] = shape[p->n_dims];
-        table->failed |= __builtin_mul_overflow(p->count, shape[p->n_dims], &p->count);
+        p->count = i64_mul(p->count, shape[p->n_dims]);
         p->n_dims++;
     }
-    table->failed |= p->count > INT64_MAX / 64 - table->total;
+    const int64_t end = i64_add(i64_add(table->total, p->count), ALIGN_FLOATS - 1);
+    table->failed = end > INT64_MAX / 64; /* so that bytes fit, too */
     if (table->failed)
         return 0;
-    table->total += (p->count + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
+    table->total = end / ALIGN_FLOATS * ALIGN_FLOATS;
     table->n++;
     return p->offset;
 }

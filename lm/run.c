@@ -30,7 +30,7 @@ static void take_attention(lm_arena *a, const run *r, layer_acts *l)
         const int64_t kv = (int64_t)c->kv_heads * c->head_dim;
         l->k_cmp = lm_take_floats(a, rows / c->cmp_stride + 1, kv);
         l->v_cmp = lm_take_floats(a, rows / c->cmp_stride + 1, kv);
-        l->slc_idx = lm_take(a, rows, (size_t)c->kv_heads * (size_t)c->slc_topk * sizeof(int32_t));
+        l->slc_idx = lm_take(a, rows, size_of(i64_mul(c->kv_heads, c->slc_topk), sizeof(int32_t)));
     }
 }
 
@@ -92,8 +92,6 @@ static bool allocate(run *r)
 {
     lm_arena a = {0};
     take_all(&a, r);
-    if (a.overflow)
-        return lm_out_of_memory("the sizes of the run");
     r->memory = a.base = lm_alloc_zeroed(a.used);
     if (r->memory == NULL)
         return lm_fail("out of memory: %.1f GB of activations for %d sequences of %d tokens", (double)a.used * 1e-9,
@@ -183,8 +181,8 @@ static bool layer_forward(run *r, int32_t l)
     LM_TRY(matmul(a->mid, d, plain(a->o, q), plain(w + p->attn_out, d), r->rows, d, q, true));
 
     rmsnorm_forward(a->ffn_in, a->ffn_rstd, a->mid, w + p->ffn_norm, r->rows, d);
-    LM_TRY(matmul(a->ffn_pre, 2 * c->d_ff, plain(a->ffn_in, d), plain(w + p->ffn_in, 2 * c->d_ff), r->rows, 2 * c->d_ff,
-                  d, false));
+    const int64_t both = 2 * (int64_t)c->d_ff;
+    LM_TRY(matmul(a->ffn_pre, both, plain(a->ffn_in, d), plain(w + p->ffn_in, both), r->rows, both, d, false));
     swiglu_forward(a->ffn_act, a->ffn_pre, r->rows, c->d_ff);
     copy_unless_same(next, a->mid, r->rows * d);
     return matmul(next, d, plain(a->ffn_act, c->d_ff), plain(w + p->ffn_out, d), r->rows, d, c->d_ff, true);
@@ -235,8 +233,8 @@ static bool ffn_backward(run *r, int32_t l, float *g)
     LM_TRY(
         linear_backward(r, d->ffn_act, false, g + p->ffn_out, d->x, a->ffn_act, w + p->ffn_out, c->d_ff, c->d_model));
     swiglu_backward(d->ffn_pre, d->ffn_act, a->ffn_pre, r->rows, c->d_ff);
-    LM_TRY(
-        linear_backward(r, d->in, false, g + p->ffn_in, d->ffn_pre, a->ffn_in, w + p->ffn_in, c->d_model, 2 * c->d_ff));
+    LM_TRY(linear_backward(r, d->in, false, g + p->ffn_in, d->ffn_pre, a->ffn_in, w + p->ffn_in, c->d_model,
+                           2 * (int64_t)c->d_ff));
     rmsnorm_backward(d->x, g + p->ffn_norm, d->in, a->mid, a->ffn_rstd, w + p->ffn_norm, r->rows, c->d_model);
     return true;
 }

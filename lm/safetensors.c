@@ -1,4 +1,5 @@
 #include "lm/safetensors.h"
+#include "lm/arena.h"
 #include "lm/error.h"
 #include "lm/fileio.h"
 #include "lm/json.h"
@@ -75,11 +76,12 @@ static bool parse_tensor(const char *path, const cJSON *json, int64_t data_bytes
         return lm_fail("%s: tensor '%.64s' has unknown dtype '%.16s'", path, json->string, dtype->valuestring);
     (void)snprintf(t->dtype, sizeof t->dtype, "%s", dtype->valuestring);
     for (const cJSON *size = shape->child; size != NULL; size = size->next) {
-        if (t->n_dims == SAFETENSORS_MAX_DIMS || !read_size(size, &t->shape[t->n_dims]) ||
-            __builtin_mul_overflow(bytes, t->shape[t->n_dims], &bytes))
+        if (t->n_dims == SAFETENSORS_MAX_DIMS || !read_size(size, &t->shape[t->n_dims]))
             return lm_fail("%s: tensor '%.64s' has an impossible shape", path, json->string);
-        t->n_dims++;
+        bytes = i64_mul(bytes, t->shape[t->n_dims++]);
     }
+    if (bytes == INT64_MAX)
+        return lm_fail("%s: tensor '%.64s' has an impossible shape", path, json->string);
     if (!read_size(offsets->child, &t->begin) || !read_size(offsets->child->next, &t->end) || t->begin > t->end ||
         t->end > data_bytes)
         return lm_fail("%s: tensor '%.64s' has data_offsets outside of the file's %lld bytes of data", path,
@@ -87,11 +89,8 @@ static bool parse_tensor(const char *path, const cJSON *json, int64_t data_bytes
     if (t->end - t->begin != bytes)
         return lm_fail("%s: tensor '%.64s' has %lld bytes, its shape needs %lld", path, json->string,
                        (long long)(t->end - t->begin), (long long)bytes);
-    t->name = malloc(strlen(json->string) + 1);
-    if (t->name == NULL)
-        return lm_fail("%s: out of memory", path);
-    strcpy(t->name, json->string);
-    return true;
+    t->name = strdup(json->string);
+    return t->name != NULL ? true : lm_fail("%s: out of memory", path);
 }
 
 static bool check_metadata(const char *path, const cJSON *json)
@@ -142,7 +141,7 @@ static bool parse_items(safetensors *f, const cJSON *json, int64_t data_bytes)
 {
     if (!cJSON_IsObject(json))
         return lm_fail("%s: the header is not a JSON object", f->path);
-    f->items = calloc((size_t)cJSON_GetArraySize(json) + 1, sizeof *f->items);
+    f->items = calloc(size_add((size_t)cJSON_GetArraySize(json), 1), sizeof *f->items);
     if (f->items == NULL)
         return lm_fail("%s: out of memory", f->path);
     bool metadata = false;
@@ -191,7 +190,7 @@ static bool read_header(safetensors *f)
     const int64_t rest = info.st_size - LENGTH_BYTES;
     if (length == 0 || length > MAX_HEADER || length > (uint64_t)rest)
         return lm_fail("%s: a header of %llu bytes cannot be", f->path, (unsigned long long)length);
-    char *header = malloc((size_t)length + 1);
+    char *header = malloc(size_add((size_t)length, 1));
     if (header == NULL)
         return lm_fail("%s: out of memory", f->path);
     f->data_start = LENGTH_BYTES + (int64_t)length;
@@ -203,10 +202,9 @@ static bool read_header(safetensors *f)
 bool safetensors_open(safetensors *f, const char *path)
 {
     *f = (safetensors){.fd = -1};
-    f->path = malloc(strlen(path) + 1);
+    f->path = strdup(path);
     if (f->path == NULL)
         return lm_fail("%s: out of memory", path);
-    strcpy(f->path, path);
     f->fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     const bool ok = f->fd >= 0 ? read_header(f) : lm_fail_errno(path, "cannot open");
     if (!ok)
@@ -253,7 +251,7 @@ static int64_t bytes_of(const safetensor_source *t)
 {
     int64_t bytes = (int64_t)sizeof(float);
     for (int32_t i = 0; i < t->n_dims; i++)
-        bytes *= t->shape[i];
+        bytes = i64_mul(bytes, t->shape[i]);
     return bytes;
 }
 
@@ -273,7 +271,7 @@ static bool describe(cJSON *header, const safetensor_source *t, int64_t begin)
     double shape[SAFETENSORS_MAX_DIMS];
     for (int32_t i = 0; i < t->n_dims; i++)
         shape[i] = (double)t->shape[i];
-    const double offsets[] = {(double)begin, (double)(begin + bytes_of(t))};
+    const double offsets[] = {(double)begin, (double)i64_add(begin, bytes_of(t))};
     return entry != NULL && cJSON_AddStringToObject(entry, "dtype", "F32") != NULL &&
            add_numbers(entry, "shape", shape, t->n_dims) && add_numbers(entry, "data_offsets", offsets, 2);
 }
@@ -286,13 +284,13 @@ static char *make_header(const safetensor_source *tensors, int32_t n, size_t *by
     int64_t begin = 0;
     for (int32_t i = 0; ok && i < n; i++) {
         ok = describe(json, &tensors[i], begin);
-        begin += bytes_of(&tensors[i]);
+        begin = i64_add(begin, bytes_of(&tensors[i]));
     }
     char *text = ok ? cJSON_PrintUnformatted(json) : NULL;
     cJSON_Delete(json);
     if (text == NULL)
         return NULL;
-    *bytes = (LENGTH_BYTES + strlen(text) + HEADER_ALIGN - 1) / HEADER_ALIGN * HEADER_ALIGN;
+    *bytes = size_round_up(size_add(LENGTH_BYTES, strlen(text)), HEADER_ALIGN);
     char *header = malloc(*bytes);
     if (header != NULL) {
         memset(header, ' ', *bytes);

@@ -35,11 +35,11 @@ static void take_kv(lm_arena *a, const model *m, kv_store *kv)
     const model_config *c = &m->cfg.model;
     const int64_t kv_width = (int64_t)c->kv_heads * c->head_dim;
     if (model_is_dense(m)) {
-        kv->dense_k = lm_take_floats(a, (int64_t)c->layers * kv->max_tokens, kv_width);
-        kv->dense_v = lm_take_floats(a, (int64_t)c->layers * kv->max_tokens, kv_width);
+        kv->dense_k = lm_take_floats(a, i64_mul(c->layers, kv->max_tokens), kv_width);
+        kv->dense_v = lm_take_floats(a, i64_mul(c->layers, kv->max_tokens), kv_width);
         return;
     }
-    kv->pages = lm_take(a, (int64_t)c->layers * kv->n_pages, kv->page_bytes);
+    kv->pages = lm_take(a, i64_mul(c->layers, kv->n_pages), kv->page_bytes);
     kv->states = lm_take(a, c->layers, kv->state_bytes);
     kv->page_table = lm_take(a, kv->n_pages, sizeof *kv->page_table);
 }
@@ -64,8 +64,8 @@ static bool size_cache(const model *m, kv_store *kv)
     kv->cache = (nsa_cache){.page_size = page, .dtype = NSA_F32, .n_pages = kv->n_pages};
     LM_TRY(lm_nsa(nsa_cache_page_bytes(m->ctx, &m->nsa, &kv->cache, &kv->page_bytes), "nsa_cache_page_bytes"));
     LM_TRY(lm_nsa(nsa_cache_state_bytes(m->ctx, &m->nsa, &kv->cache, &kv->state_bytes), "nsa_cache_state_bytes"));
-    kv->page_bytes = (kv->page_bytes + LM_ALIGN - 1) / LM_ALIGN * LM_ALIGN;
-    kv->state_bytes = (kv->state_bytes + LM_ALIGN - 1) / LM_ALIGN * LM_ALIGN;
+    kv->page_bytes = size_round_up(kv->page_bytes, LM_ALIGN);
+    kv->state_bytes = size_round_up(kv->state_bytes, LM_ALIGN);
     return true;
 }
 
@@ -75,7 +75,7 @@ static bool create_kv(const model *m, kv_store *kv)
         LM_TRY(size_cache(m, kv));
     lm_arena a = {0};
     take_kv(&a, m, kv);
-    kv->memory = a.overflow ? NULL : (a.base = lm_alloc_zeroed(a.used));
+    kv->memory = a.base = lm_alloc_zeroed(a.used);
     if (kv->memory == NULL)
         return lm_fail("out of memory: a key-value cache of %d tokens", kv->max_tokens);
     a.used = 0;
@@ -192,7 +192,7 @@ static bool fill(session *s, const model *m, int32_t max_tokens)
     LM_TRY(run_create(&s->r, m, 1, s->chunk, false));
     s->kv.max_tokens = max_tokens;
     LM_TRY(create_kv(m, &s->kv));
-    s->rope = lm_alloc_zeroed((size_t)max_tokens * (size_t)c->head_dim * sizeof *s->rope);
+    s->rope = lm_alloc_zeroed(size_of(i64_mul(max_tokens, c->head_dim), sizeof *s->rope));
     if (s->rope == NULL)
         return lm_out_of_memory("rotary positions");
     rope_table(s->rope, max_tokens, c->head_dim, c->rope_theta);

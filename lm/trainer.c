@@ -10,7 +10,7 @@ enum { VALIDATION_TOKENS = 32768 };
 
 static float *alloc_like_weights(const model *m)
 {
-    return lm_alloc_zeroed((size_t)m->table.total * sizeof(float));
+    return lm_alloc_zeroed(size_of(m->table.total, sizeof(float)));
 }
 
 static bool fill(trainer *t)
@@ -24,7 +24,7 @@ static bool fill(trainer *t)
     t->adam_v = alloc_like_weights(t->m);
     t->tokens = lm_alloc_zeroed((size_t)t->r->rows);
     t->targets = lm_alloc_zeroed((size_t)t->r->rows);
-    t->bytes = lm_alloc_zeroed((size_t)cfg->model.context + 1);
+    t->bytes = lm_alloc_zeroed(size_add((size_t)cfg->model.context, 1));
     if (t->grads == NULL || t->adam_m == NULL || t->adam_v == NULL || t->tokens == NULL || t->targets == NULL ||
         t->bytes == NULL)
         return lm_out_of_memory("the optimizer's state");

@@ -2,10 +2,8 @@
 
 void *arena_take(arena *a, int64_t count, size_t size)
 {
-    size_t bytes = 0;
-    size_t end = 0;
-    if (__builtin_mul_overflow((size_t)count, size, &bytes) || __builtin_add_overflow(bytes, ARENA_ALIGN - 1, &bytes) ||
-        __builtin_add_overflow(a->used, bytes & ~(size_t)(ARENA_ALIGN - 1), &end)) {
+    const size_t end = size_add(a->used, size_round_up(size_of(count, size), ARENA_ALIGN));
+    if (end == SIZE_MAX) {
         a->used = a->peak = SIZE_MAX;
         return NULL;
     }
@@ -22,8 +20,8 @@ nsa_status op_workspace(op_fn *op, const void *problem, size_t *bytes)
     arena count = {NULL, 0, 0};
     op(problem, &count);
     /* Any address may be given: room to align it. */
-    if (__builtin_add_overflow(count.peak, count.peak == 0 ? 0 : ARENA_ALIGN - 1, bytes))
-        return nsa_fail(NSA_ERR_INVALID_ARGUMENT, "the problem is too large: its workspace passes SIZE_MAX bytes");
+    *bytes = size_add(count.peak, count.peak == 0 ? 0 : ARENA_ALIGN - 1);
+    NSA_REQUIRE(*bytes < SIZE_MAX, "the problem is too large: its workspace passes SIZE_MAX bytes");
     return NSA_OK;
 }
 

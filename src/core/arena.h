@@ -5,6 +5,7 @@
 #ifndef NSA_CORE_ARENA_H
 #define NSA_CORE_ARENA_H
 
+#include "core/size.h"
 #include "core/status.h"
 
 #include <stdbool.h>

@@ -1,6 +1,7 @@
 #include "core/check.h"
 #include "core/config.h"
 #include "core/dtype.h"
+#include "core/size.h"
 
 nsa_status check_cu_seqlens(const char *name, const char *total_name, const int32_t *cu, int32_t n_seqs, int64_t total)
 {
@@ -119,15 +120,10 @@ static nsa_status check_tensor(const char *name, const nsa_tensor *t, extent e, 
     NSA_REQUIRE(t->stride_seq >= 0 && t->stride_token >= 0 && t->stride_head >= 0,
                 "%s has a negative stride (seq %lld, token %lld, head %lld)", name, (long long)t->stride_seq,
                 (long long)t->stride_token, (long long)t->stride_head);
-    int64_t by_seq = 0, by_token = 0, by_head = 0, span = 0;
-    const bool too_large = __builtin_mul_overflow(t->stride_seq, e.n_seqs - 1, &by_seq) ||
-                           __builtin_mul_overflow(t->stride_token, rows - 1, &by_token) ||
-                           __builtin_mul_overflow(t->stride_head, e.n_heads - 1, &by_head) ||
-                           __builtin_add_overflow(by_seq, by_token, &span) ||
-                           __builtin_add_overflow(span, by_head, &span) || __builtin_add_overflow(span, e.d, &span) ||
-                           span > INT64_MAX / 8;
-    NSA_REQUIRE(!too_large, "%s: its strides (seq %lld, token %lld, head %lld) pass the address space", name,
-                (long long)t->stride_seq, (long long)t->stride_token, (long long)t->stride_head);
+    int64_t span = i64_add(i64_mul(t->stride_seq, e.n_seqs - 1), i64_mul(t->stride_token, rows - 1));
+    span = i64_add(i64_add(span, i64_mul(t->stride_head, e.n_heads - 1)), e.d);
+    NSA_REQUIRE(span <= PTRDIFF_MAX / 8, "%s: its strides (seq %lld, token %lld, head %lld) pass the address space",
+                name, (long long)t->stride_seq, (long long)t->stride_token, (long long)t->stride_head);
     NSA_REQUIRE(
         !output || is_disjoint(t, e),
         "%s is an output and overlaps itself: strides seq %lld, token %lld, head %lld for %lld tokens, %d heads "

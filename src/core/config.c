@@ -28,6 +28,7 @@ nsa_status check_config(const nsa_config *c)
     NSA_REQUIRE(c != NULL, "cfg is NULL");
     NSA_REQUIRE(c->struct_size == sizeof *c, "cfg.struct_size is %u, must be %zu: call nsa_config_init first",
                 c->struct_size, sizeof *c);
+    /* With these bounds a product of tokens (2^31), heads (2^16), channels (2^8) and bytes (2^3) is below 2^63. */
     const struct {
         const char *name;
         int32_t value, min, max;

@@ -112,7 +112,8 @@ static grad_sink make_sink(const nsa_tensor *out, int first, int64_t n_rows, int
         s.add[b] = owner < b;
         s.rounded[b] = owner == b && shared && (out[b].dtype == NSA_BF16 || out[b].dtype == NSA_F16);
         if (s.rounded[b])
-            s.to[b] = nsa_packed(arena_take(ws, n_rows * n_heads, (size_t)d * sizeof(float)), NSA_F32, n_heads, d);
+            s.to[b] =
+                nsa_packed(arena_take(ws, i64_mul(n_rows, n_heads), (size_t)d * sizeof(float)), NSA_F32, n_heads, d);
     }
     return s;
 }

@@ -7,7 +7,8 @@ static const uint64_t STATE_MAGIC = 0x6568636163617367U;
 
 static int64_t align_up(int64_t bytes)
 {
-    return (bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+    const int64_t up = i64_add(bytes, ARENA_ALIGN - 1);
+    return up == INT64_MAX ? INT64_MAX : up / ARENA_ALIGN * ARENA_ALIGN;
 }
 
 cache_layout cache_layout_of(const nsa_config *cfg, const nsa_cache *cache)
@@ -27,11 +28,11 @@ cache_layout cache_layout_of(const nsa_config *cfg, const nsa_cache *cache)
         }
         const int32_t d = part % 2 == 0 ? cfg->d_qk : cfg->d_v;
         l.offset[part] = at;
-        at += align_up(l.rows[part] * d * size);
+        at = i64_add(at, align_up(i64_mul(i64_mul(l.rows[part], d), size)));
     }
     l.state_head_bytes = at;
-    l.page_bytes = cfg->n_heads_kv * l.page_head_bytes;
-    l.state_bytes = align_up(sizeof(cache_header)) + cfg->n_heads_kv * l.state_head_bytes;
+    l.page_bytes = i64_mul(cfg->n_heads_kv, l.page_head_bytes);
+    l.state_bytes = i64_add(align_up(sizeof(cache_header)), i64_mul(cfg->n_heads_kv, l.state_head_bytes));
     for (int part = CACHE_N_PAGE_PARTS; part < CACHE_N_PARTS; part++)
         l.offset[part] += align_up(sizeof(cache_header));
     return l;
@@ -51,10 +52,11 @@ nsa_status check_cache(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cach
                 (int)cache->dtype, dtype_name(cache->dtype));
     NSA_REQUIRE(cache->n_pages >= 0 && cache->n_pages <= INT32_MAX, "cache.n_pages is %lld, must be 0 .. 2^31-1",
                 (long long)cache->n_pages);
-    /* At most 2^31 rows of 2^16 heads of 2^8 doubles: 2^58 bytes, so a layout itself cannot overflow. */
-    int64_t pool = 0;
-    NSA_REQUIRE(!__builtin_mul_overflow(cache_layout_of(cfg, cache).page_bytes, cache->n_pages, &pool),
+    const cache_layout layout = cache_layout_of(cfg, cache);
+    NSA_REQUIRE(i64_mul(layout.page_bytes, cache->n_pages) < PTRDIFF_MAX,
                 "cache.n_pages is %lld: that many pages pass the address space", (long long)cache->n_pages);
+    NSA_REQUIRE(layout.state_bytes < PTRDIFF_MAX, "cache.max_draft is %d: a state passes the address space",
+                cache->max_draft);
     return NSA_OK;
 }
 

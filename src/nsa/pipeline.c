@@ -9,7 +9,7 @@ nsa_tensor tensor_or_scratch(const nsa_tensor *t, arena *ws, int64_t n_rows, nsa
 {
     if (t->data != NULL)
         return *t;
-    void *data = arena_take(ws, n_rows * n_heads, (size_t)d * dtype_size(dtype));
+    void *data = arena_take(ws, i64_mul(n_rows, n_heads), (size_t)d * dtype_size(dtype));
     return nsa_packed(data, dtype, n_heads, d);
 }
 

@@ -289,6 +289,7 @@ static void test_wrong_flags(void **state)
     refused("bench --lengths 0", CLI_USAGE, "--lengths");
     refused("bench --heads-q 6 --heads-kv 4", CLI_USAGE, "--heads-kv");
     refused("bench --lengths 16777216 --batch 4096", CLI_USAGE, "--batch");
+    refused("bench --lengths 16777216 --batch 100 --heads-q 1024 --d-qk 256", CLI_FAILED, "memory");
     refused("info now", CLI_USAGE, "now");
     assert_false(exists("x"));
 }

@@ -74,12 +74,12 @@ static plan make_plan(const compress_problem *p, arena *ws, bool backward)
     pl.w2 = phi_matrix_take(p, p->phi.w2, out, p->d, ws);
     pl.b2 = phi_matrix_take(p, p->phi.b2, 1, p->d, ws);
     if (backward) {
-        const int64_t n = p->cfg->n_heads_kv * pl.n_blocks;
-        pl.w1t = arena_take(ws, pl.n_sets * block * out, (size_t)pl.dp * sizeof *pl.w1t);
+        const int64_t n = i64_mul(p->cfg->n_heads_kv, pl.n_blocks);
+        pl.w1t = arena_take(ws, i64_mul(i64_mul(pl.n_sets, block), out), (size_t)pl.dp * sizeof *pl.w1t);
         pl.dy = arena_take(ws, n, (size_t)pl.dp * sizeof *pl.dy);
         pl.dz = pl.dy;
         if (mlp) {
-            pl.w2t = arena_take(ws, pl.n_sets * p->d, (size_t)pl.outp * sizeof *pl.w2t);
+            pl.w2t = arena_take(ws, i64_mul(pl.n_sets, p->d), (size_t)pl.outp * sizeof *pl.w2t);
             pl.h = arena_take(ws, n, (size_t)pl.outp * sizeof *pl.h);
             pl.dz = arena_take(ws, n, (size_t)pl.outp * sizeof *pl.dz);
         }

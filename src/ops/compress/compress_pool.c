@@ -88,8 +88,9 @@ static plan make_plan(const compress_problem *p, arena *ws, bool backward)
     pl.b1 = phi_matrix_take(p, p->phi.b1, block, pl.width, ws);
     if (backward) {
         pl.n_groups = min_i64(MAX_GROUPS, n_token_tiles(&pl));
-        pl.w1t = arena_take(ws, compress_n_sets(p) * pl.width, (size_t)pl.dp * sizeof *pl.w1t);
-        pl.sums = arena_take(ws, p->cfg->n_heads_kv * pl.n_groups * (p->d + block), (size_t)pl.wp * sizeof *pl.sums);
+        pl.w1t = arena_take(ws, i64_mul(compress_n_sets(p), pl.width), (size_t)pl.dp * sizeof *pl.w1t);
+        pl.sums = arena_take(ws, i64_mul(i64_mul(p->cfg->n_heads_kv, pl.n_groups), p->d + block),
+                             (size_t)pl.wp * sizeof *pl.sums);
     }
     arena one = {NULL, 0, 0};
     carve_scratch(&one, &pl, backward);

@@ -4,7 +4,7 @@ phi_matrix phi_matrix_take(const compress_problem *p, const void *member, int64_
 {
     phi_matrix m = {member, p->phi.dtype, n_rows, n_cols, simd_pad(n_cols), compress_n_sets(p), NULL};
     if (member != NULL && (m.dtype != NSA_F32 || m.ld != n_cols))
-        m.copy = arena_take(ws, m.n_sets * n_rows, (size_t)m.ld * sizeof *m.copy);
+        m.copy = arena_take(ws, i64_mul(m.n_sets, n_rows), (size_t)m.ld * sizeof *m.copy);
     return m;
 }
 

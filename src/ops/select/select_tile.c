@@ -53,7 +53,7 @@ static scratch carve_scratch(arena *ws, const plan *pl)
     t.k = arena_take(ws, PANEL * pl->dp, sizeof *t.k);
     t.panel = arena_take(ws, pl->d * PANEL, sizeof *t.panel);
     t.s = arena_take(ws, pl->tokens * pl->heads * PANEL, sizeof *t.s);
-    t.sum = arena_take(ws, pl->tokens * pl->sum_row, sizeof *t.sum);
+    t.sum = arena_take(ws, i64_mul(pl->tokens, pl->sum_row), sizeof *t.sum);
     t.key = arena_take(ws, pl->n_slc, sizeof *t.key);
     return t;
 }

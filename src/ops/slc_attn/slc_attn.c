@@ -203,7 +203,7 @@ static void backward(const void *problem, arena *ws)
     arena_release(ws, mark);
     all.lists.begin = arena_take(ws, all.n_blocks, (size_t)heads * sizeof *all.lists.begin);
     all.lists.end = arena_take(ws, all.n_blocks, (size_t)heads * sizeof *all.lists.end);
-    all.lists.list = arena_take(ws, p->seqs.total_q * p->cfg->slc_topk, (size_t)heads * sizeof *all.lists.list);
+    all.lists.list = arena_take(ws, i64_mul(p->seqs.total_q, p->cfg->slc_topk), (size_t)heads * sizeof *all.lists.list);
     if (!arena_counts(ws))
         list_all(p, &all);
     run = (tile_run){.p = p,
