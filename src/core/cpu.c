@@ -1,5 +1,6 @@
 #include "core/cpu.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,14 +15,21 @@ static uint32_t detect(void)
     uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
         return 0;
-    /* The OS must save the ymm registers: XCR0 bits 1 (SSE) and 2 (AVX). Written out since the intrinsic needs -mxsave.
-     */
+    /* The OS must save the registers: XCR0 bits 1, 2 (xmm, ymm), and 5, 6, 7 (masks, zmm). Written out since the
+     * intrinsic needs -mxsave. */
     uint32_t xcr0, xcr0_high;
     __asm__("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
-    const int ymm = (xcr0 & 0x6U) == 0x6U;
-    const int fma_f16c = (c & bit_FMA) && (c & bit_F16C) && (c & bit_AVX);
-    if (ymm && fma_f16c && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2))
+    const bool ymm = (xcr0 & 0x06U) == 0x06U, zmm = (xcr0 & 0xe6U) == 0xe6U;
+    const bool fma_f16c = (c & bit_FMA) && (c & bit_F16C) && (c & bit_AVX);
+    if (!ymm || !fma_f16c || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
+        return 0;
+    const uint32_t avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    if (b & bit_AVX2)
         features |= CPU_AVX2;
+    if (zmm && (b & avx512) == avx512)
+        features |= CPU_AVX512;
+    if (zmm && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVX512BF16))
+        features |= CPU_AVX512BF16;
 #endif
     return features;
 }
@@ -31,7 +39,7 @@ nsa_status cpu_features(uint32_t *features)
     static const struct {
         const char *name;
         uint32_t flag;
-    } names[] = {{"avx2", CPU_AVX2}};
+    } names[] = {{"avx2", CPU_AVX2}, {"avx512", CPU_AVX512}, {"avx512bf16", CPU_AVX512BF16}};
 
     *features = detect();
     const char *list = getenv("NSA_DISABLE_CPU");
@@ -41,8 +49,8 @@ nsa_status cpu_features(uint32_t *features)
         while (i < sizeof names / sizeof *names &&
                (strlen(names[i].name) != length || strncmp(names[i].name, list, length) != 0))
             i++;
-        NSA_REQUIRE(i < sizeof names / sizeof *names, "NSA_DISABLE_CPU names '%.*s'; known is: avx2", (int)length,
-                    list);
+        NSA_REQUIRE(i < sizeof names / sizeof *names,
+                    "NSA_DISABLE_CPU names '%.*s'; known are: avx2, avx512, avx512bf16", (int)length, list);
         *features &= ~names[i].flag;
         list += length + (list[length] == ',');
     }

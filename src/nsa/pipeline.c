@@ -2,7 +2,6 @@
 #include "core/check.h"
 #include "ops/attn_tile/attn.h"
 #include "ops/gate/gate.h"
-#include "ops/select/select.h"
 
 nsa_tensor tensor_or_scratch(const nsa_tensor *t, arena *ws, int64_t n_rows, nsa_dtype dtype, int32_t n_heads,
                              int32_t d)
@@ -17,14 +16,6 @@ static void run_attn(const attn_impl *impls, const attn_problem *a, arena *ws)
 {
     const size_t mark = ws->used;
     attn_choose(impls, a)->forward(a, ws);
-    arena_release(ws, mark);
-}
-
-static void run_select(const pipeline *p, const nsa_tensor *lse, const nsa_tensor *slc_idx, arena *ws)
-{
-    const select_problem s = {p->ctx, p->cfg, p->seqs, p->q[NSA_CMP], p->k[NSA_CMP], *lse, *slc_idx};
-    const size_t mark = ws->used;
-    select_choose(&s)->run(&s, ws);
     arena_release(ws, mark);
 }
 
@@ -44,11 +35,10 @@ void pipeline_run(const pipeline *p, arena *ws)
     }
     a[NSA_SLC].slc_idx = tensor_or_scratch(&p->slc_idx, ws, n, NSA_I32, cfg->n_heads_kv, cfg->slc_topk);
 
-    for (int b = 0; b < NSA_N_BRANCHES; b++) {
-        if (b == NSA_SLC && !p->slc_idx_given)
-            run_select(p, &a[NSA_CMP].lse, &a[NSA_SLC].slc_idx, ws);
+    a[NSA_CMP].selects = !p->slc_idx_given;
+    a[NSA_CMP].select = a[NSA_SLC].slc_idx;
+    for (int b = 0; b < NSA_N_BRANCHES; b++)
         run_attn(impls[b], &a[b], ws);
-    }
     const size_t mark = ws->used;
     gate_choose(&g)->forward(&g, ws);
     arena_release(ws, mark);

@@ -4,15 +4,14 @@
 
 extern const simd_kernels simd_scalar;
 #if defined(__x86_64__)
-extern const simd_kernels simd_avx2;
+extern const simd_kernels simd_avx2, simd_avx512, simd_avx512bf16;
 #endif
 
 const simd_kernels *const simd_table[] = {
 #if defined(__x86_64__)
-    &simd_avx2,
+    &simd_avx512bf16, &simd_avx512, &simd_avx2,
 #endif
-    &simd_scalar,
-    NULL,
+    &simd_scalar,     NULL,
 };
 
 const simd_kernels *simd_choose(uint32_t features)

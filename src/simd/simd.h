@@ -4,6 +4,9 @@
  *
  * Contract of every kernel: an output element is the same chain of operations wherever it lies (edges are computed like
  * the middle), so results do not depend on tile shapes, and equal inputs give equal bits.
+ *
+ * Products multiply units of 32 bits: a float, or, where the set can multiply them, a pair of bf16. Matrices of units
+ * are float arrays; in a row of pairs the elements lie as they do in a tensor.
  */
 #ifndef NSA_SIMD_SIMD_H
 #define NSA_SIMD_SIMD_H
@@ -20,22 +23,82 @@ static inline int64_t simd_pad(int64_t n)
     return (n + SIMD_PAD - 1) / SIMD_PAD * SIMD_PAD;
 }
 
+/* C[i][j] = start + sum over p ascending of A[i*a_row + p*a_col] . B[p*ldb + j], i < m, j < n, p < k units; by FMA
+ * where the set has it. start is 0, with `add` C[i][j], with `keep` keep[i] * C[i][j]. Row i of C is c + i*ldc, or with
+ * c_rows c + c_rows[i]*ldc. B and C are readable, and C writable, up to the next multiple of SIMD_PAD columns; what
+ * lies there in C afterwards is unspecified. */
+typedef struct simd_product {
+    float *c;
+    int64_t ldc;
+    const int32_t *c_rows; /* may be NULL */
+    const float *keep;     /* may be NULL */
+    int add;
+    const float *a;
+    int64_t a_row, a_col;
+    const float *b;
+    int64_t ldb;
+    int64_t m, n, k;
+} simd_product;
+
+/* Which columns of row i are there: lo .. hi-1; to the others kernels give the weight 0, whatever their bits. */
+typedef struct simd_span {
+    int32_t lo, hi;
+} simd_span;
+
+/* A step of an online softmax along the rows of s [m][ld_s], n columns, a multiple of SIMD_PAD. With r = rows[i] and
+ * M = max(max[r], s[i][lo .. hi-1]):
+ *     keep[i] = exp(scale * (max[r] - M))      p[i][j] = exp(scale * (s[i][j] - M))
+ *     sum[r] = sum[r] * keep[i] + sum over j of p[i][j] (before rounding to bf16)      max[r] = M
+ * A row without columns leaves max and sum as they are and keeps 1, or 0 while max is -inf. max starts at -inf, sum at
+ * 0. p has rows of units, ld_p apart, and is written up to a multiple of 2*SIMD_PAD elements. */
+typedef struct simd_softmax {
+    const float *s;
+    int64_t ld_s;
+    float *p;
+    int64_t ld_p;
+    int64_t m, n;
+    const simd_span *sees; /* [m]; NULL: all columns */
+    const int32_t *rows;   /* [m] */
+    float scale;
+    float *max, *sum, *keep;
+} simd_softmax;
+
+/* Its backward: p = exp(scale*s - lse), ds = p * (gate*dp - delta) * scale for s, dp [m][ld_s], n columns, a multiple
+ * of SIMD_PAD; lse, delta, gate [m]. Written as A of three products, rows in units of ld_s:
+ *     ds    [m][elements]          dq += ds k
+ *     ds_t  [m/pack][n] units      dk += ds^T q     (units of `pack` rows)
+ *     p_t   [m/pack][n] units      dv += (gate*p)^T do
+ * Of floats ds_t is ds and is not written again. Written up to a multiple of 2*SIMD_PAD elements. */
+typedef struct simd_softmax_grad {
+    const float *s, *dp;
+    int64_t ld_s;
+    int64_t m, n;
+    const simd_span *sees; /* [m]; NULL: all columns */
+    const float *lse, *delta, *gate;
+    float scale;
+    float *ds, *ds_t, *p_t;
+} simd_softmax_grad;
+
+/* What attention runs on, by the type of its operands. */
+typedef struct simd_attn {
+    int32_t pack; /* elements in a unit; 0: this set has none of these */
+    void (*product)(const simd_product *x);
+    void (*softmax)(const simd_softmax *x);
+    void (*softmax_grad)(const simd_softmax_grad *x);
+} simd_attn;
+
 typedef struct simd_kernels {
     const char *name;
     uint32_t needs; /* CPU_... flags */
 
-    /* C[i][j] = (add ? C[i][j] : 0) + sum over p ascending of A[i*a_row + p*a_col] * B[p*ldb + j], by FMA where the set
-     * has it. i < m, j < n, p < k. B and C are readable, and C writable, up to the next multiple of SIMD_PAD columns;
-     * what lies there in C afterwards is unspecified. */
-    void (*matmul)(float *c, int64_t ldc, const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t ldb,
-                   int64_t m, int64_t n, int64_t k, int add);
+    simd_attn f32, bf16;
 
-    /* x[j] = exp(x[j] * scale - shift) for lo <= j < hi, 0 elsewhere in 0 .. n-1. Results below 2^-126 are 0.
-     * n a multiple of SIMD_PAD. Within 2 ulp. NaN stays NaN. */
-    void (*exp_row)(float *x, int64_t n, int64_t lo, int64_t hi, float scale, float shift);
+    /* y[j] += exp(x[j] * scale - shift), j < n. Exponentials below 2^-126 are 0; within 2 ulp; NaN stays NaN. x and y
+     * are readable and y writable up to a multiple of SIMD_PAD; what lies there in y stays. */
+    void (*add_exp)(float *y, const float *x, int64_t n, float scale, float shift);
 
-    /* The largest of x[lo .. hi-1], -inf if there is none. NaNs are passed over. */
-    float (*max_row)(const float *x, int64_t lo, int64_t hi);
+    /* How many of x[0 .. n-1] are >= bound. */
+    int64_t (*count_from)(const float *x, int64_t n, float bound);
 
     /* Sum of x[0 .. n-1] in an order that depends on n alone. n a multiple of SIMD_PAD. */
     float (*sum_row)(const float *x, int64_t n);
@@ -44,17 +107,19 @@ typedef struct simd_kernels {
      *     keep[j] = exp(scale * (max[j] - M))      x[i][j] = exp(scale * (x[i][j] - M))
      *     sum[j] = sum[j] * keep[j] + sum over i of x[i][j]      max[j] = M
      * -inf in x is an absent element: 0; a column of them leaves max and sum as they are and keep 1, or 0 while max is
-     * -inf. max starts at -inf, sum at 0. All arrays are padded like C of matmul. */
+     * -inf. max starts at -inf, sum at 0. All arrays are padded like C of a product. */
     void (*softmax_step)(float *x, int64_t ldx, int64_t m, int64_t n, float scale, float *max, float *sum, float *keep);
 
-    /* Backward of softmax: s = p = exp(scale*s - lse) and dp = ds = p * (dp - delta) * scale, elements of [m][ld], n
-     * columns padded like C of matmul. lse and delta belong to the columns if by_column, else to the rows. */
-    void (*softmax_grad)(float *s, float *dp, int64_t ld, int64_t m, int64_t n, float scale, const float *lse,
-                         const float *delta, int by_column);
+    /* y[j][i] = x[i][j] for i < m, 0 from m to the next multiple of SIMD_PAD; j < n. Rows of x are readable, those of y
+     * writable up to a multiple of SIMD_PAD columns. */
+    void (*transpose)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, int64_t n);
 
-    /* y[j][i] = x[pick[i]][j] for i < m, 0 from m to the next multiple of SIMD_PAD; j < n; pick = NULL: row i. Rows of
-     * x are readable, those of y writable up to a multiple of SIMD_PAD columns. */
-    void (*transpose)(float *y, int64_t ldy, const float *x, int64_t ldx, const int32_t *pick, int64_t m, int64_t n);
+    /* bf16: unit y[i][j] = (x[2i][j], x[2i+1][j]) for i < m/2, j < n; m even. Rows of x are ldx units apart; rows of x
+     * are readable and those of y writable up to a multiple of 2*SIMD_PAD elements. */
+    void (*pair_rows)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, int64_t n);
+
+    /* Not 0 if an element of x [n] units, `pack` in each, is infinite or NaN. */
+    int (*has_nonfinite)(const float *x, int64_t n, int32_t pack);
 
     /* dtype_load_row and dtype_store_row (core/dtype.h). */
     void (*load_row)(float *y, const void *x, nsa_dtype t, int64_t n);
@@ -64,5 +129,22 @@ typedef struct simd_kernels {
 extern const simd_kernels *const simd_table[]; /* fastest first, ends with NULL; the last row needs nothing */
 
 const simd_kernels *simd_choose(uint32_t features);
+
+/* C (+)= A B in floats. */
+static inline void simd_matmul(const simd_kernels *simd, float *c, int64_t ldc, const float *a, int64_t a_row,
+                               int64_t a_col, const float *b, int64_t ldb, int64_t m, int64_t n, int64_t k, int add)
+{
+    simd->f32.product(&(simd_product){.c = c,
+                                      .ldc = ldc,
+                                      .add = add,
+                                      .a = a,
+                                      .a_row = a_row,
+                                      .a_col = a_col,
+                                      .b = b,
+                                      .ldb = ldb,
+                                      .m = m,
+                                      .n = n,
+                                      .k = k});
+}
 
 #endif

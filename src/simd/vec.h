@@ -4,8 +4,9 @@
  *
  *     VEC_NAME, VEC_NEEDS       of the table's row: "avx2", CPU_AVX2
  *     VF_LANES                  floats in a vf; divides SIMD_PAD
- *     MM_ROWS, MM_VECS          the register block of matmul: MM_ROWS x MM_VECS accumulators; MM_ROWS 2 .. 12,
- *                               MM_VECS * VF_LANES divides SIMD_PAD, or VF_LANES = SIMD_PAD and MM_VECS = 2
+ *     MM_ROWS, MM_VECS          the register block of a product: MM_ROWS x MM_VECS accumulators; MM_ROWS 2 .. 6,
+ *                               MM_VECS 2 or 4
+ *     VEC_BF16                  1 if the set multiplies pairs of bf16, else 0
  *
  *     vf, vm                    lanes of float32; a mask for each lane
  *     vf_load(p), vf_store(p,x) any alignment
@@ -20,8 +21,16 @@
  *     vf_add_exponent(x,n)      x times 2^i, i the integer whose low 9 bits are those of n's representation;
  *                               garbage where the exponent leaves its range
  *     vf_transpose(r)           r[i][j] <-> r[j][i] of VF_LANES vectors
+ *     vf_count(m)               lanes that are set
  *     vf_load_bf16(p), vf_load_f16(p), vf_store_bf16(p,x), vf_store_f16(p,x)
  *                               rounding as core/dtype.h does
+ *
+ * and if VEC_BF16, with pairs of bf16 in the lanes of a vf (they may flush denormals to 0):
+ *     vf_dot_bf16(a,b,c)        a.low*b.low + a.high*b.high + c, in an order and rounding of the set's own
+ *     vf_bf16_row(x,y)          2*VF_LANES bf16 side by side: those of x, then those of y
+ *     vf_bf16_pairs(x,y)        lane i is the pair (x[i], y[i])
+ *     vf_pair_low(x,y), vf_pair_high(x,y)
+ *                               of two rows of 2*VF_LANES bf16: lane i is the pair (x[i], y[i]); of the upper half
  */
 #ifndef NSA_SIMD_VEC_H
 #define NSA_SIMD_VEC_H

@@ -8,6 +8,7 @@
 
 #define VEC_NAME "avx2"
 #define VEC_NEEDS CPU_AVX2
+#define VEC_BF16 0
 
 /* 12 accumulators, 2 vectors of B and a broadcast of A: 15 of the 16 registers. 8 or more independent accumulators hide
  * the 4 cycles of two FMA units. */
@@ -69,6 +70,11 @@ VEC_FN vm vf_le(vf a, vf b)
 VEC_FN vf vf_select(vm m, vf a, vf b)
 {
     return _mm256_blendv_ps(b, a, m);
+}
+
+VEC_FN int vf_count(vm m)
+{
+    return __builtin_popcount((unsigned)_mm256_movemask_ps(m));
 }
 
 VEC_FN float vf_hsum(vf x)

@@ -7,6 +7,7 @@
 
 #define VEC_NAME "scalar"
 #define VEC_NEEDS 0
+#define VEC_BF16 1 /* no faster than floats here, but so every machine tests the kernels of pairs */
 
 enum { VF_LANES = 4, MM_ROWS = 4, MM_VECS = 2 };
 
@@ -71,6 +72,11 @@ VEC_FN vf vf_max(vf a, vf b)
     return vf_select(b < a, a, b);
 }
 
+VEC_FN int vf_count(vm m)
+{
+    return -(m[0] + m[1] + m[2] + m[3]);
+}
+
 VEC_FN float vf_hsum(vf x)
 {
     return (x[0] + x[2]) + (x[1] + x[3]);
@@ -128,6 +134,39 @@ VEC_FN void vf_store_f16(uint16_t *p, vf x)
 {
     for (int i = 0; i < VF_LANES; i++)
         p[i] = f32_to_f16(x[i]);
+}
+
+VEC_FN vf vf_dot_bf16(vf a, vf b, vf c)
+{
+    const vu high = {0xffff0000U, 0xffff0000U, 0xffff0000U, 0xffff0000U};
+    const vf low = (vf)((vu)a << 16) * (vf)((vu)b << 16) + c; /* a product of two bf16 is exact */
+    return (vf)((vu)a & high) * (vf)((vu)b & high) + low;
+}
+
+VEC_FN vf vf_bf16_pairs(vf x, vf y)
+{
+    vu pairs;
+    for (int i = 0; i < VF_LANES; i++)
+        pairs[i] = f32_to_bf16(x[i]) | (uint32_t)f32_to_bf16(y[i]) << 16;
+    return (vf)pairs;
+}
+
+VEC_FN vf vf_bf16_row(vf x, vf y)
+{
+    return vf_bf16_pairs((vf){x[0], x[2], y[0], y[2]}, (vf){x[1], x[3], y[1], y[3]});
+}
+
+VEC_FN vf vf_pair_low(vf x, vf y)
+{
+    const vu a = __builtin_shufflevector((vu)x, (vu)x, 0, 0, 1, 1),
+             b = __builtin_shufflevector((vu)y, (vu)y, 0, 0, 1, 1);
+    const vu shift = {0, 16, 0, 16}, low = {0xffffU, 0xffffU, 0xffffU, 0xffffU};
+    return (vf)((a >> shift & low) | (b >> shift & low) << 16);
+}
+
+VEC_FN vf vf_pair_high(vf x, vf y)
+{
+    return vf_pair_low((vf){x[2], x[3], x[2], x[3]}, (vf){y[2], y[3], y[2], y[3]});
 }
 
 #endif

@@ -23,6 +23,8 @@ typedef struct attn_problem {
     row_source k, v;
     nsa_tensor slc_idx; /* slc only */
     nsa_tensor o, lse;
+    bool selects;      /* cmp only: make the selection as well */
+    nsa_tensor select; /* out: slc_idx, as of op select */
 
     /* backward */
     nsa_tensor d_o;

@@ -2,83 +2,8 @@
 
 #include <math.h>
 #include <omp.h>
-
-/* ---- Scratch ----------------------------------------------------------------------------------------------------- */
-
-enum { DELTA_ROWS = SIMD_PAD };
-
-/* A row of n floats and the distance to the next: an odd number of cache lines, so that a column of a matrix spreads
- * over all sets of the cache. */
-static int64_t padded(int64_t n)
-{
-    return simd_pad(n) | SIMD_PAD;
-}
-
-int64_t tile_lane_tokens(const attn_problem *p)
-{
-    return max_i64(1, TILE_ROWS / config_group(p->cfg));
-}
-
-static float *floats(arena *a, int64_t n, int64_t ld)
-{
-    return arena_take(a, n, (size_t)ld * sizeof(float));
-}
-
-static attn_tile carve(const attn_problem *p, tile_pass pass, visible_fn *visible, int64_t max_tokens, float *all_delta,
-                       arena *a)
-{
-    const int64_t group = config_group(p->cfg), lanes = tile_lane_tokens(p) * group, tile_rows = max_tokens * group;
-    const int64_t d_qk = p->cfg->d_qk, d_v = p->cfg->d_v;
-    attn_tile t = {.p = p,
-                   .pass = pass,
-                   .visible = visible,
-                   .scale = (float)config_scale(p->cfg),
-                   .group = group,
-                   .ld_qk = padded(d_qk),
-                   .ld_v = padded(d_v),
-                   .ld_s = padded(pass == TILE_DKV ? KEY_BLOCK : lanes),
-                   .all_delta = all_delta};
-    t.token = arena_take(a, max_tokens, sizeof *t.token);
-    t.sees = arena_take(a, max_tokens, sizeof *t.sees);
-    t.picked = arena_take(a, max_tokens, sizeof *t.picked);
-    t.picked_rows = arena_take(a, tile_rows, sizeof *t.picked_rows);
-    t.keys_of = arena_take(a, max_tokens, sizeof *t.keys_of);
-    t.lanes_of = arena_take(a, KEY_BLOCK, sizeof *t.lanes_of);
-    t.q = floats(a, tile_rows, t.ld_qk);
-    t.scores = floats(a, pass == TILE_DKV ? tile_rows : KEY_BLOCK, t.ld_s);
-    t.k_copy = floats(a, KEY_BLOCK, t.ld_qk);
-    t.v_copy = floats(a, KEY_BLOCK, t.ld_v);
-    t.row = floats(a, 1, max_i64(t.ld_qk, t.ld_v));
-    if (pass == TILE_FORWARD) {
-        t.max = floats(a, tile_rows, 1);
-        t.sum = floats(a, tile_rows, 1);
-        t.o = floats(a, tile_rows, t.ld_v);
-        t.max_lanes = floats(a, 1, t.ld_s);
-        t.sum_lanes = floats(a, 1, t.ld_s);
-        t.keep_lanes = floats(a, 1, t.ld_s);
-    } else {
-        t.d_o = floats(a, tile_rows, t.ld_v);
-        t.lse = floats(a, tile_rows, 1);
-        t.delta = floats(a, tile_rows, 1);
-        t.dp = floats(a, pass == TILE_DKV ? tile_rows : KEY_BLOCK, t.ld_s);
-    }
-    if (pass != TILE_DKV)
-        t.q_lanes = floats(a, d_qk, t.ld_s);
-    if (pass == TILE_DQ) {
-        t.o = floats(a, DELTA_ROWS, t.ld_v);
-        t.dq = floats(a, tile_rows, t.ld_qk);
-        t.d_o_lanes = floats(a, d_v, t.ld_s);
-        t.lse_lanes = floats(a, 1, t.ld_s);
-        t.delta_lanes = floats(a, 1, t.ld_s);
-    }
-    if (pass == TILE_DKV) {
-        t.k_lanes = floats(a, d_qk, t.ld_s);
-        t.v_lanes = floats(a, d_v, t.ld_s);
-        t.dk = floats(a, KEY_BLOCK, t.ld_qk);
-        t.dv = floats(a, KEY_BLOCK, t.ld_v);
-    }
-    return t;
-}
+#include <sched.h>
+#include <stdatomic.h>
 
 bool tile_supports(const attn_problem *p)
 {
@@ -86,85 +11,79 @@ bool tile_supports(const attn_problem *p)
            p->dv.dtype != NSA_F64;
 }
 
-void tile_run_units(const tile_run *run, arena *ws)
+int64_t tile_lane_tokens(const attn_problem *p)
 {
-    arena count = {NULL, 0, 0};
-    carve(run->p, run->pass, NULL, run->max_tokens, NULL, &count);
-    char *extra = arena_take(ws, run->p->ctx->n_threads, run->extra_bytes);
-    char *scratch = arena_take(ws, run->p->ctx->n_threads, count.peak);
-    if (arena_counts(ws))
-        return;
-    const int threads = (int)min_i64(run->p->ctx->n_threads, max_i64(1, run->units));
-#pragma omp parallel num_threads(threads)
-    {
-        const size_t thread = (size_t)omp_get_thread_num();
-        arena own = {scratch + thread * count.peak, 0, 0};
-        attn_tile t = carve(run->p, run->pass, run->visible, run->max_tokens, run->all_delta, &own);
-#pragma omp for schedule(dynamic)
-        for (int64_t unit = 0; unit < run->units; unit++)
-            run->unit(&t, unit, run->shared, extra + thread * run->extra_bytes);
+    return max_i64(1, TILE_ROWS / config_group(p->cfg));
+}
+
+/* ---- Scratch of a thread ----------------------------------------------------------------------------------------- */
+
+static float *floats(arena *a, int64_t n, int64_t ld)
+{
+    return arena_take(a, n, (size_t)ld * sizeof(float));
+}
+
+static int64_t most_blocks(const key_blocks *keys)
+{
+    int64_t most = 0;
+    for (int32_t s = 0; s < keys->p->seqs.n; s++) /* while counting of_seq is not there */
+        most = max_i64(most, key_blocks_seen(keys, s).hi - key_blocks_seen(keys, s).lo);
+    return most;
+}
+
+static attn_tile carve(const tile_run *run, const key_blocks *keys, arena *a)
+{
+    const attn_problem *p = run->p;
+    const int64_t group = config_group(p->cfg), tile_rows = run->tokens * group;
+    const int64_t tokens = min_i64(tile_lane_tokens(p), run->tokens), at_work = tokens * group;
+    attn_tile t = {.p = p,
+                   .run = run,
+                   .keys = keys,
+                   .attn = keys->attn,
+                   .scale = (float)config_scale(p->cfg),
+                   .group = group,
+                   .ld_q = simd_pad(keys->units_qk),
+                   .ld_do = simd_pad(keys->units_v)};
+    t.sees = arena_take(a, run->tokens, sizeof *t.sees);
+    t.picked = arena_take(a, tokens, sizeof *t.picked);
+    t.picked_rows = arena_take(a, at_work, sizeof *t.picked_rows);
+    t.spans = arena_take(a, at_work, sizeof *t.spans);
+    t.q = floats(a, at_work + 1, t.ld_q); /* an odd last row pairs with zeros */
+    t.scores = floats(a, at_work, KEY_BLOCK);
+    t.own_block = arena_take(a, 1, keys->bytes);
+    t.scratch = floats(a, max_i64(keys->lanes, max_i64(at_work + 1, 3 * SIMD_PAD)), max_i64(keys->ld_k, keys->ld_v));
+    if (run->finish != NULL)
+        t.kept = floats(a, most_blocks(keys), tile_rows * KEY_BLOCK);
+    if (run->pass == TILE_FORWARD) {
+        t.max = floats(a, tile_rows, 1);
+        t.sum = floats(a, tile_rows, 1);
+        t.acc = floats(a, tile_rows, keys->ld_v);
+        t.keep = floats(a, at_work, 1);
+        t.prob = floats(a, at_work, KEY_BLOCK);
+    } else if (run->pass == TILE_BACKWARD) {
+        t.lse = floats(a, tile_rows, 1);
+        t.delta = floats(a, tile_rows, 1);
+        t.gate = floats(a, tile_rows, 1);
+        t.acc = floats(a, tile_rows, keys->ld_k);
+        t.d_o = floats(a, at_work + 1, t.ld_do);
+        t.row_lse = floats(a, at_work, 1);
+        t.row_delta = floats(a, at_work, 1);
+        t.row_gate = floats(a, at_work, 1);
+        t.dp = floats(a, at_work, KEY_BLOCK);
+        t.ds = floats(a, at_work, KEY_BLOCK);
+        t.prob = floats(a, at_work, KEY_BLOCK);
+        if (keys->attn->pack > 1) {
+            t.ds_t = floats(a, at_work, KEY_BLOCK);
+            t.q_rows = floats(a, at_work, keys->ld_k);
+            t.do_rows = floats(a, at_work, keys->ld_v);
+        }
     }
+    return t;
 }
 
-/* ---- Rows in and out --------------------------------------------------------------------------------------------- */
+/* ---- Taking up tokens -------------------------------------------------------------------------------------------- */
 
-static const simd_kernels *kernels(const attn_tile *t)
-{
-    return t->p->ctx->simd;
-}
-
-static void load_row(const attn_tile *t, float *dst, const void *src, nsa_dtype dtype, int64_t n)
-{
-    kernels(t)->load_row(dst, src, dtype, n);
-    for (int64_t c = n; c < simd_pad(n); c++)
-        dst[c] = 0.0F;
-}
-
-/* A query tensor's row of the i-th token and the h-th head of the group. */
-static void *query_at(const attn_tile *t, const nsa_tensor *x, int64_t i, int64_t h)
-{
-    return tensor_at(x, t->s, t->seq.q0, t->token[i], t->head * t->group + h);
-}
-
-static void *key_at(const attn_tile *t, const nsa_tensor *x, const row_source *like, int64_t key)
-{
-    return tensor_at(x, t->s, like->cu[t->s] / like->start_div, key, t->head);
-}
-
-static void store_row(const attn_tile *t, void *dst, nsa_dtype dtype, const float *x, int64_t n, bool add)
-{
-    if (add) {
-        kernels(t)->load_row(t->row, dst, dtype, n);
-        for (int64_t c = 0; c < n; c++)
-            t->row[c] += x[c];
-        x = t->row;
-    }
-    kernels(t)->store_row(dst, dtype, x, n);
-}
-
-static const float *copy_keys(const attn_tile *t, const rows *from, int64_t k0, int64_t n, int64_t d, float *copy,
-                              int64_t ld)
-{
-    for (int64_t j = 0; j < n; j++)
-        load_row(t, copy + j * ld, rows_at(from, k0 + j), from->dtype, d);
-    return copy;
-}
-
-/* Rows k0 .. k0 + n - 1 as floats, for the A of a product: where they lie if possible, else copied. As a B they are
- * copied always: closely packed they are worth more in the cache than the copy costs. */
-static const float *read_keys(const attn_tile *t, const rows *from, int64_t k0, int64_t n, int64_t d, float *copy,
-                              int64_t *ld)
-{
-    if (from->dtype == NSA_F32 && k0 >= from->split) {
-        *ld = from->stride_bytes / (int64_t)sizeof(float);
-        return rows_at(from, k0);
-    }
-    return copy_keys(t, from, k0, n, d, copy, *ld);
-}
-
-/* ---- Tokens ------------------------------------------------------------------------------------------------------ */
-
-void tile_enter(attn_tile *t, int32_t s, int32_t head)
+static void enter(attn_tile *t, int32_t s, int32_t head)
 {
     t->s = s;
     t->head = head;
@@ -173,316 +92,525 @@ void tile_enter(attn_tile *t, int32_t s, int32_t head)
     t->v = rows_of(&t->p->v, s, head);
 }
 
-static float gate_at(const attn_tile *t, int64_t i, int64_t h)
-{
-    const nsa_tensor *gate = &t->p->gate;
-    return gate->data == NULL ? 1.0F : (float)dtype_get(query_at(t, gate, i, h), gate->dtype, t->p->branch);
-}
-
-/* do' = gate do, and lse. */
-static void load_gradient(attn_tile *t, int64_t i, int64_t h)
+/* delta = gate * (do . o): the diagonal of a product, by the kernel that makes dp, so that in a row with a single key,
+ * where o is that key's v, dp - delta is 0. */
+static void load_delta(attn_tile *t)
 {
     const attn_problem *p = t->p;
-    const int64_t r = i * t->group + h;
-    float *d_o = t->d_o + r * t->ld_v;
-    load_row(t, d_o, query_at(t, &p->d_o, i, h), p->d_o.dtype, p->cfg->d_v);
-    const float gate = gate_at(t, i, h);
-    for (int64_t c = 0; c < p->cfg->d_v; c++)
-        d_o[c] *= gate;
-    memcpy(&t->lse[r], query_at(t, &p->lse, i, h), sizeof(float));
-}
-
-static float *delta_at(const attn_tile *t, int64_t r)
-{
-    const int64_t row = t->seq.q0 + t->token[r / t->group];
-    return t->all_delta + row * t->p->cfg->n_heads_q + t->head * t->group + r % t->group;
-}
-
-/* delta = do' . o, the diagonal of a product: by the kernel that makes dp, so that in a row with a single key, where o
- * is that key's v to an ulp, dp - delta leaves no more than that ulp. */
-static void make_delta(attn_tile *t)
-{
-    const attn_problem *p = t->p;
-    const int64_t n_rows = t->n_tokens * t->group;
-    for (int64_t r0 = 0; r0 < n_rows; r0 += DELTA_ROWS) {
-        const int64_t n = min_i64(DELTA_ROWS, n_rows - r0);
-        float product[DELTA_ROWS][DELTA_ROWS];
-        for (int64_t i = 0; i < n; i++)
-            load_row(t, t->o + i * t->ld_v, query_at(t, &p->o, (r0 + i) / t->group, (r0 + i) % t->group), p->o.dtype,
-                     p->cfg->d_v);
-        kernels(t)->transpose(t->d_o_lanes, t->ld_s, t->d_o + r0 * t->ld_v, t->ld_v, NULL, n, p->cfg->d_v);
-        kernels(t)->matmul(product[0], DELTA_ROWS, t->o, t->ld_v, 1, t->d_o_lanes, t->ld_s, n, n, p->cfg->d_v, 0);
-        for (int64_t i = 0; i < n; i++)
-            *delta_at(t, r0 + i) = product[i][i];
-    }
-}
-
-void tile_load(attn_tile *t, const int32_t *list, int64_t first, int64_t n)
-{
-    const attn_problem *p = t->p;
-    t->n_tokens = n;
-    for (int64_t i = 0; i < n; i++) {
-        t->token[i] = list != NULL ? list[i] : (int32_t)(first + i);
-        t->sees[i] = t->visible(p->cfg, t->token[i] + t->seq.t_k - t->seq.t_q);
-        for (int64_t h = 0; h < t->group; h++) {
-            load_row(t, t->q + (i * t->group + h) * t->ld_qk, query_at(t, &p->q, i, h), p->q.dtype, p->cfg->d_qk);
-            if (t->pass != TILE_FORWARD)
-                load_gradient(t, i, h);
+    const int64_t n_rows = t->n_tokens * t->group, units = t->keys->units_v;
+    for (int64_t r0 = 0; r0 < n_rows; r0 += SIMD_PAD) {
+        const int64_t n = min_i64(SIMD_PAD, n_rows - r0);
+        float *d_o = t->scratch, *o = d_o + SIMD_PAD * t->ld_do, *o_lanes = o + SIMD_PAD * t->ld_do;
+        float product[SIMD_PAD][SIMD_PAD];
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t token = (r0 + i) / t->group, h = (r0 + i) % t->group;
+            load_units(p->ctx, t->attn, d_o + i * t->ld_do, tile_query_at(t, &p->d_o, token, h), p->d_o.dtype,
+                       p->cfg->d_v, t->ld_do);
+            load_units(p->ctx, t->attn, o + i * t->ld_do, tile_query_at(t, &p->o, token, h), p->o.dtype, p->cfg->d_v,
+                       t->ld_do);
         }
+        p->ctx->simd->transpose(o_lanes, SIMD_PAD, o, t->ld_do, n, units);
+        t->attn->product(&(simd_product){.c = product[0],
+                                         .ldc = SIMD_PAD,
+                                         .a = d_o,
+                                         .a_row = t->ld_do,
+                                         .a_col = 1,
+                                         .b = o_lanes,
+                                         .ldb = SIMD_PAD,
+                                         .m = n,
+                                         .n = n,
+                                         .k = units});
+        for (int64_t i = 0; i < n; i++)
+            t->delta[r0 + i] = t->gate[r0 + i] * product[i][i];
     }
-    const int64_t n_rows = n * t->group;
-    if (t->pass == TILE_DQ)
-        make_delta(t);
-    for (int64_t r = 0; t->pass != TILE_FORWARD && r < n_rows; r++)
-        t->delta[r] = *delta_at(t, r);
-    if (t->pass == TILE_FORWARD) {
+}
+
+static void load_gradient(attn_tile *t)
+{
+    const attn_problem *p = t->p;
+    for (int64_t r = 0; r < t->n_tokens * t->group; r++) {
+        const int64_t token = r / t->group, h = r % t->group;
+        memcpy(&t->lse[r], tile_query_at(t, &p->lse, token, h), sizeof(float));
+        t->gate[r] = p->gate.data == NULL
+                         ? 1.0F
+                         : (float)dtype_get(tile_query_at(t, &p->gate, token, h), p->gate.dtype, p->branch);
+    }
+    load_delta(t);
+    memset(t->acc, 0, (size_t)(t->n_tokens * t->group * t->keys->ld_k) * sizeof *t->acc);
+}
+
+static void load(attn_tile *t, int64_t first, int64_t n)
+{
+    t->first = first;
+    t->n_tokens = n;
+    for (int64_t i = 0; i < n; i++)
+        t->sees[i] = t->run->visible(t->p->cfg, tile_position(t, i));
+    if (t->run->finish != NULL)
+        t->kept_from = t->keys->of_seq[t->s].lo;
+    if (t->run->pass == TILE_FORWARD) {
+        const int64_t n_rows = n * t->group;
         for (int64_t r = 0; r < n_rows; r++)
             t->max[r] = -INFINITY;
         memset(t->sum, 0, (size_t)n_rows * sizeof *t->sum);
-        memset(t->o, 0, (size_t)(n_rows * t->ld_v) * sizeof *t->o);
-    } else if (t->pass == TILE_DQ) {
-        memset(t->dq, 0, (size_t)(n_rows * t->ld_qk) * sizeof *t->dq);
+        memset(t->acc, 0, (size_t)(n_rows * t->keys->ld_v) * sizeof *t->acc);
+    } else if (t->run->pass == TILE_BACKWARD) {
+        load_gradient(t);
     }
 }
 
-static void pick_lanes(const attn_tile *t, float *lanes, const float *of_rows)
+static void load_rows(const attn_tile *t, float *to, int64_t ld, const nsa_tensor *x, int64_t d)
 {
-    const int64_t n = t->n_picked * t->group;
-    for (int64_t i = 0; i < n; i++)
-        lanes[i] = of_rows[t->picked_rows[i]];
-    for (int64_t i = n; i < simd_pad(n); i++)
-        lanes[i] = 0.0F;
+    float *row = to;
+    for (int64_t i = 0; i < t->n_picked; i++)
+        for (int64_t h = 0; h < t->group; h++, row += ld)
+            load_units(t->p->ctx, t->attn, row, tile_query_at(t, x, t->picked[i], h), x->dtype, d, ld);
+    memset(row, 0, (size_t)ld * sizeof *row);
 }
 
-void tile_pick(attn_tile *t, const int32_t *list, int64_t n)
+void tile_pick(attn_tile *t, const int32_t *list, int64_t from, int64_t n)
 {
+    const attn_problem *p = t->p;
     t->n_picked = n;
     for (int64_t i = 0; i < n; i++) {
-        t->picked[i] = list != NULL ? list[i] : (int32_t)i;
+        t->picked[i] = list != NULL ? list[i] : (int32_t)(from + i);
         for (int64_t h = 0; h < t->group; h++)
             t->picked_rows[i * t->group + h] = (int32_t)(t->picked[i] * t->group + h);
     }
-    const int64_t lanes = n * t->group;
-    if (t->pass != TILE_DKV)
-        kernels(t)->transpose(t->q_lanes, t->ld_s, t->q, t->ld_qk, t->picked_rows, lanes, t->p->cfg->d_qk);
-    if (t->pass == TILE_FORWARD) {
-        pick_lanes(t, t->max_lanes, t->max);
-        pick_lanes(t, t->sum_lanes, t->sum);
-    } else if (t->pass == TILE_DQ) {
-        kernels(t)->transpose(t->d_o_lanes, t->ld_s, t->d_o, t->ld_v, t->picked_rows, lanes, t->p->cfg->d_v);
-        pick_lanes(t, t->lse_lanes, t->lse);
-        pick_lanes(t, t->delta_lanes, t->delta);
+    load_rows(t, t->q, t->ld_q, &p->q, p->cfg->d_qk);
+    if (t->run->pass != TILE_BACKWARD)
+        return;
+    const int64_t m = n * t->group;
+    load_rows(t, t->d_o, t->ld_do, &p->d_o, p->cfg->d_v);
+    for (int64_t i = 0; i < m; i++) {
+        t->row_lse[i] = t->lse[t->picked_rows[i]];
+        t->row_delta[i] = t->delta[t->picked_rows[i]];
+        t->row_gate[i] = t->gate[t->picked_rows[i]];
     }
-}
-
-void tile_unpick(attn_tile *t)
-{
-    for (int64_t i = 0; t->pass == TILE_FORWARD && i < t->n_picked * t->group; i++) {
-        t->max[t->picked_rows[i]] = t->max_lanes[i];
-        t->sum[t->picked_rows[i]] = t->sum_lanes[i];
+    if (t->attn->pack > 1) {
+        p->ctx->simd->pair_rows(t->q_rows, t->keys->ld_k, t->q, t->ld_q, m + m % 2, p->cfg->d_qk);
+        p->ctx->simd->pair_rows(t->do_rows, t->keys->ld_v, t->d_o, t->ld_do, m + m % 2, p->cfg->d_v);
     }
 }
 
 /* ---- Masks ------------------------------------------------------------------------------------------------------- */
 
-static int64_t clamp(int64_t x, int64_t n)
+/* What those at work see of a block. */
+typedef struct view {
+    int64_t end;   /* no row sees a key from here on */
+    int64_t width; /* end, padded */
+    bool masked;   /* some row does not see some column below width */
+} view;
+
+static int32_t clamp(int64_t x, int64_t n)
 {
-    return x < 0 ? 0 : x > n ? n : x;
+    return (int32_t)(x < 0 ? 0 : x > n ? n : x);
 }
 
-/* What the picked tokens see of a block, from either side. False if it is everything; then the spans are not set. */
-static bool mask_block(attn_tile *t, int64_t k0, int64_t n)
+static view look_at(attn_tile *t, const key_block *block)
 {
-    const int64_t last = t->n_picked - 1;
-    if (t->sees[t->picked[last]].lo <= k0 && t->sees[t->picked[0]].hi >= k0 + n)
-        return false;
-    for (int64_t i = 0; i <= last; i++) {
+    view v = {0, 0, false};
+    int64_t all_from = 0, all_to = KEY_BLOCK;
+    for (int64_t i = 0; i < t->n_picked; i++) {
         const span sees = t->sees[t->picked[i]];
-        const int64_t lo = clamp(sees.lo - k0, n);
-        t->keys_of[i] = (span){lo, max_i64(lo, clamp(sees.hi - k0, n))};
+        const int32_t lo = clamp(sees.lo - block->first, block->n), hi = clamp(sees.hi - block->first, block->n);
+        for (int64_t h = 0; h < t->group; h++)
+            t->spans[i * t->group + h] = (simd_span){lo, hi > lo ? hi : lo};
+        all_from = max_i64(all_from, lo);
+        all_to = min_i64(all_to, hi);
+        v.end = max_i64(v.end, hi);
     }
-    int64_t from = 0, to = 0; /* both ends of what is visible grow with the token */
-    for (int64_t j = 0; j < n; j++) {
-        while (from <= last && t->keys_of[from].hi <= j)
+    v.width = simd_pad(v.end);
+    v.masked = all_from > 0 || all_to < v.width;
+    return v;
+}
+
+/* Packed rows x [n/pack][ld], zeros for those outside of the span: into y. */
+static const float *only_rows(const attn_tile *t, float *y, const float *x, int64_t n, int64_t ld, simd_span only)
+{
+    const int64_t pack = t->attn->pack;
+    for (int64_t i = 0; i < n; i += pack) {
+        uint32_t mask = 0;
+        for (int64_t e = 0; e < pack; e++)
+            if (i + e >= only.lo && i + e < only.hi)
+                mask |= (pack == 1 ? 0xffffffffU : 0xffffU) << 16 * e;
+        for (int64_t c = 0; c < ld; c++)
+            y[i / pack * ld + c] = bits_float(float_bits(x[i / pack * ld + c]) & mask);
+    }
+    return y;
+}
+
+static bool nonfinite(const attn_tile *t, const float *x, int64_t n, int64_t ld)
+{
+    return t->p->ctx->simd->has_nonfinite(x, n / t->attn->pack * ld, t->attn->pack) != 0;
+}
+
+static int64_t units_of(const attn_tile *t, int64_t n)
+{
+    return (n + t->attn->pack - 1) / t->attn->pack;
+}
+
+/* x adds to all rows at work a product with the block's rows, x->b. */
+static void add_to_rows(const attn_tile *t, simd_product x, view v)
+{
+    x.c_rows = t->picked_rows;
+    x.m = t->n_picked * t->group;
+    x.k = units_of(t, v.end);
+    if (!v.masked || !nonfinite(t, x.b, t->keys->lanes, x.ldb)) {
+        t->attn->product(&x);
+        return;
+    }
+    const float *all = x.b;
+    x.m = t->group;
+    for (int64_t i = 0; i < t->n_picked; i++) {
+        x.b = only_rows(t, t->scratch, all, t->keys->lanes, x.ldb, t->spans[i * t->group]);
+        t->attn->product(&x);
+        x.c_rows += t->group;
+        x.a += t->group * x.a_row;
+        x.keep = x.keep == NULL ? NULL : x.keep + t->group;
+    }
+}
+
+/* x adds to the block's keys a product with the rows at work, x->b. */
+static void add_to_keys(const attn_tile *t, simd_product x, view v)
+{
+    const int64_t n_rows = units_of(t, t->n_picked * t->group) * t->attn->pack;
+    x.add = 1;
+    x.a_row = 1;
+    x.a_col = KEY_BLOCK;
+    x.m = v.end;
+    x.k = n_rows / t->attn->pack;
+    if (!v.masked || !nonfinite(t, x.b, n_rows, x.ldb)) {
+        t->attn->product(&x);
+        return;
+    }
+    const float *all = x.b;
+    x.m = 1;
+    int64_t from = 0,
+            to = 0; /* both ends of what is visible grow with the token, so those that see a key stand together */
+    for (int64_t j = 0; j < v.end; j++) {
+        while (from < t->n_picked && t->spans[from * t->group].hi <= j)
             from++;
         to = max_i64(to, from);
-        while (to <= last && t->keys_of[to].lo <= j)
+        while (to < t->n_picked && t->spans[to * t->group].lo <= j)
             to++;
-        t->lanes_of[j] = (span){from * t->group, to * t->group};
+        x.b = only_rows(t, t->scratch, all, n_rows, x.ldb,
+                        (simd_span){(int32_t)(from * t->group), (int32_t)(to * t->group)});
+        t->attn->product(&x);
+        x.c += x.ldc;
+        x.a++;
+    }
+}
+
+/* ---- A block ----------------------------------------------------------------------------------------------------- */
+
+static simd_product with_lanes(const attn_tile *t, float *s, const float *a, int64_t ld, const float *lanes,
+                               int64_t units, view v)
+{
+    return (simd_product){.c = s,
+                          .ldc = KEY_BLOCK,
+                          .a = a,
+                          .a_row = ld,
+                          .a_col = 1,
+                          .b = lanes,
+                          .ldb = t->keys->lanes,
+                          .m = t->n_picked * t->group,
+                          .n = v.width,
+                          .k = units};
+}
+
+static void forward(attn_tile *t, const key_block *block, view v, const float *s)
+{
+    t->attn->softmax(&(simd_softmax){.s = s,
+                                     .ld_s = KEY_BLOCK,
+                                     .p = t->prob,
+                                     .ld_p = KEY_BLOCK,
+                                     .m = t->n_picked * t->group,
+                                     .n = v.width,
+                                     .sees = v.masked ? t->spans : NULL,
+                                     .rows = t->picked_rows,
+                                     .scale = t->scale,
+                                     .max = t->max,
+                                     .sum = t->sum,
+                                     .keep = t->keep});
+    add_to_rows(t,
+                (simd_product){.c = t->acc,
+                               .ldc = t->keys->ld_v,
+                               .keep = t->keep,
+                               .a = t->prob,
+                               .a_row = KEY_BLOCK,
+                               .a_col = 1,
+                               .b = block->v_rows,
+                               .ldb = t->keys->ld_v,
+                               .n = t->p->cfg->d_v},
+                v);
+}
+
+static void backward(attn_tile *t, const key_block *block, view v, int64_t number)
+{
+    const key_blocks *keys = t->keys;
+    const simd_product dp = with_lanes(t, t->dp, t->d_o, t->ld_do, block->v_lanes, keys->units_v, v);
+    t->attn->product(&dp);
+    t->attn->softmax_grad(&(simd_softmax_grad){.s = t->scores,
+                                               .dp = t->dp,
+                                               .ld_s = KEY_BLOCK,
+                                               .m = t->n_picked * t->group,
+                                               .n = v.width,
+                                               .sees = v.masked ? t->spans : NULL,
+                                               .lse = t->row_lse,
+                                               .delta = t->row_delta,
+                                               .gate = t->row_gate,
+                                               .scale = t->scale,
+                                               .ds = t->ds,
+                                               .ds_t = t->ds_t,
+                                               .p_t = t->prob});
+    add_to_rows(t,
+                (simd_product){.c = t->acc,
+                               .ldc = keys->ld_k,
+                               .add = 1,
+                               .a = t->ds,
+                               .a_row = KEY_BLOCK,
+                               .a_col = 1,
+                               .b = block->k_rows,
+                               .ldb = keys->ld_k,
+                               .n = t->p->cfg->d_qk},
+                v);
+    const bool pairs = t->attn->pack > 1;
+    const int64_t key = (t->head * keys->n_blocks + number) * keys->lanes;
+    add_to_keys(t,
+                (simd_product){.c = t->dk + key * keys->ld_k,
+                               .ldc = keys->ld_k,
+                               .a = pairs ? t->ds_t : t->ds,
+                               .b = pairs ? t->q_rows : t->q,
+                               .ldb = pairs ? keys->ld_k : t->ld_q,
+                               .n = t->p->cfg->d_qk},
+                v);
+    add_to_keys(t,
+                (simd_product){.c = t->dv + key * keys->ld_v,
+                               .ldc = keys->ld_v,
+                               .a = t->prob,
+                               .b = pairs ? t->do_rows : t->d_o,
+                               .ldb = pairs ? keys->ld_v : t->ld_do,
+                               .n = t->p->cfg->d_v},
+                v);
+}
+
+void tile_attend(attn_tile *t, int64_t b)
+{
+    const key_block block = key_block_get(t->keys, t->s, t->head, &t->k, &t->v, b, t->own_block, t->scratch);
+    const view v = look_at(t, &block);
+    if (v.end == 0)
+        return;
+    float *s = t->scores;
+    if (t->run->finish != NULL)
+        s = t->kept + (b - t->kept_from) * t->n_tokens * t->group * KEY_BLOCK;
+    const simd_product qk = with_lanes(t, s, t->q, t->ld_q, block.k_lanes, t->keys->units_qk, v);
+    t->attn->product(&qk);
+    if (t->run->pass == TILE_FORWARD)
+        forward(t, &block, v, s);
+    else if (t->run->pass == TILE_BACKWARD)
+        backward(t, &block, v, t->keys->of_seq[t->s].start + b - t->keys->of_seq[t->s].lo);
+}
+
+/* ---- Results ----------------------------------------------------------------------------------------------------- */
+
+static void store_row(const attn_tile *t, void *dst, nsa_dtype dtype, float *x, int64_t n, bool add)
+{
+    const simd_kernels *simd = t->p->ctx->simd;
+    if (add) {
+        simd->load_row(t->scratch, dst, dtype, n);
+        for (int64_t c = 0; c < n; c++)
+            x[c] += t->scratch[c];
+    }
+    simd->store_row(dst, dtype, x, n);
+}
+
+static void store_o(attn_tile *t)
+{
+    const attn_problem *p = t->p;
+    for (int64_t r = 0; r < t->n_tokens * t->group; r++) {
+        const int64_t token = r / t->group, h = r % t->group;
+        const bool empty = t->sum[r] == 0.0F;
+        const float by = empty ? 0.0F : 1.0F / t->sum[r];
+        float *o = t->acc + r * t->keys->ld_v;
+        for (int64_t c = 0; c < p->cfg->d_v; c++)
+            o[c] *= by;
+        p->ctx->simd->store_row(tile_query_at(t, &p->o, token, h), p->o.dtype, o, p->cfg->d_v);
+        /* The shift as the kernel rounded it, so that exp(scale*s - lse) gives the same p. */
+        const float lse = empty ? -INFINITY : (float)((double)(t->max[r] * t->scale) + log((double)t->sum[r]));
+        memcpy(tile_query_at(t, &p->lse, token, h), &lse, sizeof lse);
+    }
+}
+
+static void store_dq(attn_tile *t)
+{
+    const attn_problem *p = t->p;
+    for (int64_t r = 0; r < t->n_tokens * t->group; r++)
+        store_row(t, tile_query_at(t, &p->dq, r / t->group, r % t->group), p->dq.dtype, t->acc + r * t->keys->ld_k,
+                  p->cfg->d_qk, p->add_dq);
+}
+
+/* dk and dv of the i-th block of n_blocks * n_heads_kv. */
+static void store_keys(attn_tile *t, int64_t i)
+{
+    const attn_problem *p = t->p;
+    const key_blocks *keys = t->keys;
+    const int32_t head = (int32_t)(i / keys->n_blocks);
+    int32_t s;
+    int64_t b;
+    key_blocks_find(keys, i % keys->n_blocks, &s, &b);
+    const int64_t first = first_key(keys, b), n = min_i64(keys_in_block(keys, b), key_blocks_keys(keys, s).hi - first);
+    for (int64_t j = 0; j < n; j++) {
+        const int64_t row = i * keys->lanes + j;
+        store_row(t, tensor_at(&p->dk, s, p->k.cu[s] / p->k.start_div, first + j, head), p->dk.dtype,
+                  t->dk + row * keys->ld_k, p->cfg->d_qk, p->add_dk);
+        store_row(t, tensor_at(&p->dv, s, p->v.cu[s] / p->v.start_div, first + j, head), p->dv.dtype,
+                  t->dv + row * keys->ld_v, p->cfg->d_v, p->add_dv);
+    }
+}
+
+/* ---- Turns ------------------------------------------------------------------------------------------------------- */
+
+/* The tile before took its number earlier, so some thread is at work on it: waiting ends. */
+static void wait_for(const _Atomic int64_t *turn, int64_t blocks)
+{
+    enum { SPINS = 1000 };
+    for (int spin = 0; atomic_load_explicit(turn, memory_order_acquire) < blocks; spin++)
+        if (spin >= SPINS)
+            sched_yield();
+}
+
+void tile_wait_turn(attn_tile *t, int64_t block)
+{
+    if (t->turn_before != NULL)
+        wait_for(t->turn_before, block + 1);
+}
+
+void tile_pass_turn(attn_tile *t, int64_t block)
+{
+    atomic_store_explicit(t->turn, block + 1, memory_order_release);
+}
+
+static void end_turns(attn_tile *t)
+{
+    if (t->turn_before != NULL)
+        wait_for(t->turn_before, INT64_MAX);
+    atomic_store_explicit(t->turn, INT64_MAX, memory_order_release);
+}
+
+/* ---- Running ----------------------------------------------------------------------------------------------------- */
+
+typedef struct work {
+    const tile_run *run;
+    key_blocks keys;
+    int64_t tiles, units; /* tiles of all sequences, times kv heads */
+    float *dk, *dv;
+    _Atomic int64_t *turns; /* [units] */
+    _Atomic int64_t next;
+    char *scratch, *extra;
+    size_t scratch_bytes;
+} work;
+
+/* Forward goes through one kv head after the other, so that its keys stay in the cache, and begins at the last tokens,
+ * which see the most. Backward goes upwards, for the sake of turns, and takes the heads in turn: they wait less. */
+static bool begin(attn_tile *t, work *w, int64_t unit)
+{
+    const attn_problem *p = t->p;
+    const int64_t heads = p->cfg->n_heads_kv;
+    const bool up = w->run->pass == TILE_BACKWARD;
+    const int64_t tile = up ? unit / heads : w->tiles - 1 - unit % w->tiles;
+    const int32_t head = (int32_t)(up ? unit % heads : unit / w->tiles);
+    int32_t s = 0;
+    int64_t first = 0;
+    if (!tile_at(p->seqs.cu_q, p->seqs.n, w->run->tokens, tile, &s, &first))
+        return false;
+    enter(t, s, head);
+    load(t, first, min_i64(w->run->tokens, t->seq.t_q - first));
+    if (up) {
+        t->turn = &w->turns[unit];
+        t->turn_before = first > 0 ? &w->turns[unit - heads] : NULL;
     }
     return true;
 }
 
-/* The n elements of x outside of the span become `value`. */
-static void fill_outside(float *x, int64_t n, span inside, float value)
+static void do_unit(attn_tile *t, work *w, int64_t unit, void *extra)
 {
-    for (int64_t j = 0; j < inside.lo; j++)
-        x[j] = value;
-    for (int64_t j = inside.hi; j < n; j++)
-        x[j] = value;
-}
-
-static bool has_nonfinite(const float *x, int64_t ld, int64_t m, int64_t n)
-{
-    uint32_t found = 0;
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++)
-            found |= (uint32_t)((float_bits(x[i * ld + j]) & 0x7f800000U) == 0x7f800000U);
-    return found != 0;
-}
-
-/* Row by row of the picked tokens, which lie in c: c += W^T b, weights W [key][lane]. */
-static void add_to_rows(const attn_tile *t, float *c, int64_t ldc, const float *w, const float *b, int64_t ldb,
-                        int64_t n, int64_t d, bool masked)
-{
-    const bool careful = masked && has_nonfinite(b, ldb, n, d);
-    int64_t end = 0;
-    for (int64_t i = 0; i < t->n_picked; i = end) { /* tokens side by side, at once */
-        end = i + 1;
-        while (!careful && end < t->n_picked && t->picked[end] == t->picked[end - 1] + 1)
-            end++;
-        const span keys = careful ? t->keys_of[i] : (span){0, n};
-        kernels(t)->matmul(c + t->picked[i] * t->group * ldc, ldc, w + keys.lo * t->ld_s + i * t->group, 1, t->ld_s,
-                           b + keys.lo * ldb, ldb, (end - i) * t->group, d, keys.hi - keys.lo, 1);
-    }
-}
-
-/* c += W^T b over the tile's rows, weights W [row][key]. */
-static void add_to_keys(const attn_tile *t, float *c, int64_t ldc, const float *w, const float *b, int64_t ldb,
-                        int64_t n, int64_t d, bool masked)
-{
-    const int64_t n_rows = t->n_tokens * t->group;
-    if (!masked || !has_nonfinite(b, ldb, n_rows, d)) {
-        kernels(t)->matmul(c, ldc, w, 1, t->ld_s, b, ldb, n, d, n_rows, 1);
+    if (!begin(t, w, unit))
         return;
-    }
-    for (int64_t j = 0; j < n; j++) {
-        const span r = t->lanes_of[j];
-        kernels(t)->matmul(c + j * ldc, ldc, w + r.lo * t->ld_s + j, 1, t->ld_s, b + r.lo * ldb, ldb, 1, d, r.hi - r.lo,
-                           1);
+    w->run->walk(t, extra);
+    if (w->run->pass == TILE_FORWARD)
+        store_o(t);
+    if (w->run->finish != NULL)
+        w->run->finish(t, extra);
+    if (w->run->pass == TILE_BACKWARD) {
+        end_turns(t);
+        store_dq(t);
     }
 }
 
-/* ---- Forward ----------------------------------------------------------------------------------------------------- */
-
-static void attend(attn_tile *t, int64_t k0, int64_t n)
+static void run_threads(work *w)
 {
-    const int64_t lanes = t->n_picked * t->group, d_qk = t->p->cfg->d_qk, d_v = t->p->cfg->d_v;
-    int64_t ld_k = t->ld_qk;
-    const float *k = read_keys(t, &t->k, k0, n, d_qk, t->k_copy, &ld_k);
-    kernels(t)->matmul(t->scores, t->ld_s, k, ld_k, 1, t->q_lanes, t->ld_s, n, lanes, d_qk, 0);
-    const bool masked = mask_block(t, k0, n);
-    for (int64_t j = 0; masked && j < n; j++)
-        fill_outside(t->scores + j * t->ld_s, lanes, t->lanes_of[j], -INFINITY);
-    kernels(t)->softmax_step(t->scores, t->ld_s, n, lanes, t->scale, t->max_lanes, t->sum_lanes, t->keep_lanes);
-    for (int64_t i = 0; i < lanes; i++) {
-        const float keep = t->keep_lanes[i];
-        float *o = t->o + t->picked_rows[i] * t->ld_v;
-        for (int64_t c = 0; keep != 1.0F && c < d_v; c++)
-            o[c] *= keep;
-    }
-    const float *v = copy_keys(t, &t->v, k0, n, d_v, t->v_copy, t->ld_v);
-    add_to_rows(t, t->o, t->ld_v, t->scores, v, t->ld_v, n, d_v, masked);
-}
-
-static void store_o(const attn_tile *t)
-{
-    const attn_problem *p = t->p;
-    for (int64_t i = 0; i < t->n_tokens; i++) {
-        for (int64_t h = 0; h < t->group; h++) {
-            const int64_t r = i * t->group + h;
-            const bool empty = t->sum[r] == 0.0F;
-            const float by = empty ? 0.0F : 1.0F / t->sum[r];
-            float *o = t->o + r * t->ld_v;
-            for (int64_t c = 0; c < p->cfg->d_v; c++)
-                o[c] *= by;
-            kernels(t)->store_row(query_at(t, &p->o, i, h), p->o.dtype, o, p->cfg->d_v);
-            /* The shift as the kernel rounded it, so that exp(scale*s - lse) gives the same p. */
-            const float lse = empty ? -INFINITY : (float)((double)(t->max[r] * t->scale) + log((double)t->sum[r]));
-            memcpy(query_at(t, &p->lse, i, h), &lse, sizeof lse);
+    const nsa_ctx *ctx = w->run->p->ctx;
+    const int64_t n_keys = w->keys.n_blocks * w->run->p->cfg->n_heads_kv;
+    const bool backward = w->run->pass == TILE_BACKWARD;
+    const int64_t n = max_i64(w->units, backward ? n_keys : 1);
+    atomic_init(&w->next, 0);
+#pragma omp parallel num_threads((int)min_i64(ctx->n_threads, max_i64(1, n)))
+    {
+        const size_t thread = (size_t)omp_get_thread_num();
+        arena own = {w->scratch + thread * w->scratch_bytes, 0, 0};
+        attn_tile t = carve(w->run, &w->keys, &own);
+        t.dk = w->dk;
+        t.dv = w->dv;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < (w->keys.packed != NULL ? n_keys : 0); i++)
+            key_blocks_pack(&w->keys, i, t.scratch);
+        if (backward) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < n_keys; i++) {
+                memset(w->dk + i * w->keys.lanes * w->keys.ld_k, 0,
+                       (size_t)(w->keys.lanes * w->keys.ld_k) * sizeof *w->dk);
+                memset(w->dv + i * w->keys.lanes * w->keys.ld_v, 0,
+                       (size_t)(w->keys.lanes * w->keys.ld_v) * sizeof *w->dv);
+            }
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < w->units; i++)
+                atomic_init(&w->turns[i], 0);
+        }
+        for (int64_t unit; (unit = atomic_fetch_add(&w->next, 1)) < w->units;)
+            do_unit(&t, w, unit, w->extra + thread * w->run->extra_bytes);
+        if (backward) {
+#pragma omp barrier
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < n_keys; i++)
+                store_keys(&t, i);
         }
     }
 }
 
-/* ---- Backward ---------------------------------------------------------------------------------------------------- */
-
-static void grad_q(attn_tile *t, int64_t k0, int64_t n)
+void tile_run_all(const tile_run *given, arena *ws)
 {
-    const int64_t lanes = t->n_picked * t->group, d_qk = t->p->cfg->d_qk, d_v = t->p->cfg->d_v;
-    int64_t ld_v = t->ld_v;
-    const float *k = copy_keys(t, &t->k, k0, n, d_qk, t->k_copy, t->ld_qk);
-    const float *v = read_keys(t, &t->v, k0, n, d_v, t->v_copy, &ld_v);
-    kernels(t)->matmul(t->scores, t->ld_s, k, t->ld_qk, 1, t->q_lanes, t->ld_s, n, lanes, d_qk, 0);
-    kernels(t)->matmul(t->dp, t->ld_s, v, ld_v, 1, t->d_o_lanes, t->ld_s, n, lanes, d_v, 0);
-    kernels(t)->softmax_grad(t->scores, t->dp, t->ld_s, n, lanes, t->scale, t->lse_lanes, t->delta_lanes, 1);
-    const bool masked = mask_block(t, k0, n);
-    for (int64_t j = 0; masked && j < n; j++)
-        fill_outside(t->dp + j * t->ld_s, lanes, t->lanes_of[j], 0.0F);
-    add_to_rows(t, t->dq, t->ld_qk, t->dp, k, t->ld_qk, n, d_qk, masked);
-}
-
-static void store_dq(const attn_tile *t)
-{
-    const attn_problem *p = t->p;
-    for (int64_t i = 0; i < t->n_tokens; i++)
-        for (int64_t h = 0; h < t->group; h++)
-            store_row(t, query_at(t, &p->dq, i, h), p->dq.dtype, t->dq + (i * t->group + h) * t->ld_qk, p->cfg->d_qk,
-                      p->add_dq);
-}
-
-void tile_attend(attn_tile *t, int64_t k0, int64_t n)
-{
-    if (t->pass == TILE_FORWARD)
-        attend(t, k0, n);
-    else
-        grad_q(t, k0, n);
-}
-
-void tile_store(const attn_tile *t)
-{
-    if (t->pass == TILE_FORWARD)
-        store_o(t);
-    else
-        store_dq(t);
-}
-
-void tile_load_keys(attn_tile *t, int64_t k0, int64_t n)
-{
-    const int64_t d_qk = t->p->cfg->d_qk, d_v = t->p->cfg->d_v;
-    copy_keys(t, &t->k, k0, n, d_qk, t->k_copy, t->ld_qk);
-    copy_keys(t, &t->v, k0, n, d_v, t->v_copy, t->ld_v);
-    kernels(t)->transpose(t->k_lanes, t->ld_s, t->k_copy, t->ld_qk, NULL, n, d_qk);
-    kernels(t)->transpose(t->v_lanes, t->ld_s, t->v_copy, t->ld_v, NULL, n, d_v);
-    memset(t->dk, 0, (size_t)(n * t->ld_qk) * sizeof *t->dk);
-    memset(t->dv, 0, (size_t)(n * t->ld_v) * sizeof *t->dv);
-}
-
-void tile_attend_keys(attn_tile *t, int64_t k0, int64_t n)
-{
-    const int64_t n_rows = t->n_tokens * t->group, d_qk = t->p->cfg->d_qk, d_v = t->p->cfg->d_v;
-    /* Only the part of the block that these tokens see. */
-    const int64_t from = clamp(t->sees[0].lo - k0, n) / SIMD_PAD * SIMD_PAD;
-    const int64_t part = clamp(t->sees[t->n_tokens - 1].hi - k0, n) - from;
-    if (part <= 0)
-        return;
-    kernels(t)->matmul(t->scores, t->ld_s, t->q, t->ld_qk, 1, t->k_lanes + from, t->ld_s, n_rows, part, d_qk, 0);
-    kernels(t)->matmul(t->dp, t->ld_s, t->d_o, t->ld_v, 1, t->v_lanes + from, t->ld_s, n_rows, part, d_v, 0);
-    kernels(t)->softmax_grad(t->scores, t->dp, t->ld_s, n_rows, part, t->scale, t->lse, t->delta, 0);
-    tile_pick(t, NULL, t->n_tokens);
-    const bool masked = mask_block(t, k0 + from, part);
-    for (int64_t r = 0; masked && r < n_rows; r++) {
-        fill_outside(t->scores + r * t->ld_s, part, t->keys_of[r / t->group], 0.0F);
-        fill_outside(t->dp + r * t->ld_s, part, t->keys_of[r / t->group], 0.0F);
+    const attn_problem *p = given->p;
+    const int64_t heads = p->cfg->n_heads_kv;
+    int64_t longest = 1;
+    for (int32_t s = 0; s < p->seqs.n; s++)
+        longest = max_i64(longest, seq_at(&p->seqs, s).t_q);
+    tile_run run = *given;
+    run.tokens = min_i64(run.tokens, longest);
+    work w = {.run = &run, .tiles = n_tiles(p->seqs.total_q, p->seqs.n, run.tokens)};
+    w.units = w.tiles * heads;
+    /* Packed ahead if, on average, more than one tile of a sequence reads its keys. */
+    const bool ahead = run.pass == TILE_BACKWARD || p->seqs.total_q > p->seqs.n * tile_lane_tokens(p);
+    w.keys = key_blocks_carve(p, run.pass, run.visible, run.period, ahead, ws);
+    if (run.pass == TILE_BACKWARD) {
+        w.dk = floats(ws, w.keys.n_blocks * heads, w.keys.lanes * w.keys.ld_k);
+        w.dv = floats(ws, w.keys.n_blocks * heads, w.keys.lanes * w.keys.ld_v);
+        w.turns = arena_take(ws, w.units, sizeof *w.turns);
     }
-    add_to_keys(t, t->dk + from * t->ld_qk, t->ld_qk, t->dp, t->q, t->ld_qk, part, d_qk, masked);
-    add_to_keys(t, t->dv + from * t->ld_v, t->ld_v, t->scores, t->d_o, t->ld_v, part, d_v, masked);
-}
-
-void tile_store_keys(const attn_tile *t, int64_t k0, int64_t n)
-{
-    const attn_problem *p = t->p;
-    for (int64_t j = 0; j < n; j++) {
-        store_row(t, key_at(t, &p->dk, &p->k, k0 + j), p->dk.dtype, t->dk + j * t->ld_qk, p->cfg->d_qk, p->add_dk);
-        store_row(t, key_at(t, &p->dv, &p->v, k0 + j), p->dv.dtype, t->dv + j * t->ld_v, p->cfg->d_v, p->add_dv);
-    }
+    arena one = {NULL, 0, 0};
+    carve(&run, &w.keys, &one);
+    w.scratch_bytes = one.peak;
+    w.extra = arena_take(ws, p->ctx->n_threads, run.extra_bytes);
+    w.scratch = arena_take(ws, p->ctx->n_threads, one.peak);
+    if (!arena_counts(ws))
+        run_threads(&w);
 }

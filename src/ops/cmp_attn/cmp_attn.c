@@ -1,24 +1,34 @@
 #include "ops/cmp_attn/cmp_attn.h"
 #include "ops/attn_tile/attn_ref.h"
-#include "ops/attn_tile/attn_tile.h"
-
-static span visible(const nsa_config *cfg, int64_t t)
-{
-    return (span){0, n_cmp_visible(cfg, t)};
-}
+#include "ops/select/select.h"
+#include "ops/select/select_tile.h"
 
 static void forward(const void *problem, arena *ws)
 {
-    interval_forward(problem, ws, visible);
+    const attn_problem *p = problem;
+    if (p->selects)
+        interval_finish(p, ws, TILE_FORWARD, cmp_visible, select_finish, select_extra_bytes(p));
+    else
+        interval_forward(p, ws, cmp_visible);
 }
 
 static void backward(const void *problem, arena *ws)
 {
-    interval_backward(problem, ws, visible);
+    interval_backward(problem, ws, cmp_visible);
+}
+
+static void ref_forward(const void *problem, arena *ws)
+{
+    const attn_problem *p = problem;
+    cmp_attn_ref_forward(p, ws);
+    if (!p->selects)
+        return;
+    const select_problem s = {p->ctx, p->cfg, p->seqs, p->q, p->k, p->lse, p->select};
+    select_choose(&s)->run(&s, ws);
 }
 
 const attn_impl cmp_attn_impls[] = {
     {"tile", tile_supports, forward, backward},
-    {"ref", attn_ref_supports, cmp_attn_ref_forward, cmp_attn_ref_backward},
+    {"ref", attn_ref_supports, ref_forward, cmp_attn_ref_backward},
     {NULL, NULL, NULL, NULL},
 };

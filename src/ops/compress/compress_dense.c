@@ -129,7 +129,7 @@ static void layer(const plan *pl, float *c, int64_t ldc, const float *a, int64_t
     const float *from = phi_row(bias, set, 0);
     for (int64_t i = 0; from != NULL && i < n; i++)
         memcpy(c + i * ldc, from, (size_t)w->n_cols * sizeof *c);
-    pl->p->ctx->simd->matmul(c, ldc, a, lda, 1, phi_row(w, set, 0), w->ld, n, w->n_cols, w->n_rows, from != NULL);
+    simd_matmul(pl->p->ctx->simd, c, ldc, a, lda, 1, phi_row(w, set, 0), w->ld, n, w->n_cols, w->n_rows, from != NULL);
 }
 
 /* z [n][outp], the first layer of blocks i .. i + n - 1. */
@@ -140,8 +140,8 @@ static void first_layer(const plan *pl, const scratch *t, const rows *x, int64_t
         memcpy(z + b * pl->outp, bias, (size_t)pl->out * sizeof *z);
     for (int64_t r = 0; r < pl->p->cfg->cmp_block; r++) {
         gather(pl, t, x, set, i, n, r);
-        pl->p->ctx->simd->matmul(z, pl->outp, t->x, pl->dp, 1, phi_row(&pl->w1, set, r * pl->d), pl->w1.ld, n, pl->out,
-                                 pl->d, r > 0 || bias != NULL);
+        simd_matmul(pl->p->ctx->simd, z, pl->outp, t->x, pl->dp, 1, phi_row(&pl->w1, set, r * pl->d), pl->w1.ld, n,
+                    pl->out, pl->d, r > 0 || bias != NULL);
     }
 }
 
@@ -185,7 +185,7 @@ static void block_gradients(const plan *pl, const scratch *t, int32_t s, int64_t
     const float *w2t = pl->w2t + set_of(pl, head) * pl->d * pl->outp;
     float *h = pl->h + at * pl->outp, *dz = pl->dz + at * pl->outp, *dh = t->z;
     first_layer(pl, t, &x, set_of(pl, head), first, n, dz);
-    p->ctx->simd->matmul(dh, pl->outp, dy, pl->dp, 1, w2t, pl->outp, n, pl->out, pl->d, 0);
+    simd_matmul(p->ctx->simd, dh, pl->outp, dy, pl->dp, 1, w2t, pl->outp, n, pl->out, pl->d, 0);
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = i * pl->outp; j < i * pl->outp + pl->out; j++) {
             const float z = dz[j], cdf = gelu_cdf(z);
@@ -209,9 +209,9 @@ static void token_gradients(const plan *pl, const scratch *t, int32_t s, int64_t
         const int64_t block0 = first / stride - r / stride;
         const int64_t lo = max_i64(0, -block0), hi = min_i64(n, n_blocks - block0);
         if (lo < hi)
-            p->ctx->simd->matmul(t->y + lo * pl->dp, pl->dp,
-                                 pl->dz + (head * pl->n_blocks + pl->cu[s] + block0 + lo) * pl->outp, pl->outp, 1,
-                                 w1t + r * pl->out * pl->dp, pl->dp, hi - lo, pl->d, pl->out, 1);
+            simd_matmul(p->ctx->simd, t->y + lo * pl->dp, pl->dp,
+                        pl->dz + (head * pl->n_blocks + pl->cu[s] + block0 + lo) * pl->outp, pl->outp, 1,
+                        w1t + r * pl->out * pl->dp, pl->dp, hi - lo, pl->d, pl->out, 1);
     }
     for (int64_t i = 0; i < n; i++)
         compress_store_dx(p, s, q.k0, first + residue + i * stride, head, t->y + i * pl->dp);
@@ -232,9 +232,9 @@ static void w1_gradient(const plan *pl, const scratch *t, int64_t set, int64_t r
             for (int64_t i = 0; i < n_blocks; i += TILE_BLOCKS) {
                 const int64_t n = min_i64(TILE_BLOCKS, n_blocks - i);
                 gather(pl, t, &x, set, i, n, r);
-                p->ctx->simd->matmul(t->w, COLUMNS, t->x, 1, pl->dp,
-                                     pl->dz + (head * pl->n_blocks + pl->cu[s] + i) * pl->outp + col, pl->outp, pl->d,
-                                     n_cols, n, 1);
+                simd_matmul(p->ctx->simd, t->w, COLUMNS, t->x, 1, pl->dp,
+                            pl->dz + (head * pl->n_blocks + pl->cu[s] + i) * pl->outp + col, pl->outp, pl->d, n_cols, n,
+                            1);
             }
         }
     for (int64_t c = 0; c < pl->d; c++)
@@ -252,8 +252,8 @@ static void w2_gradient(const plan *pl, const scratch *t, int64_t set, int64_t r
 {
     const compress_problem *p = pl->p;
     const int64_t n = min_i64(W2_ROWS, pl->out - row), k = set_rows(pl);
-    p->ctx->simd->matmul(t->w, COLUMNS, pl->h + set * k * pl->outp + row, 1, pl->outp, pl->dy + set * k * pl->dp,
-                         pl->dp, n, pl->d, k, 0);
+    simd_matmul(p->ctx->simd, t->w, COLUMNS, pl->h + set * k * pl->outp + row, 1, pl->outp, pl->dy + set * k * pl->dp,
+                pl->dp, n, pl->d, k, 0);
     for (int64_t i = 0; i < n; i++)
         phi_store(p, p->dphi.w2, (set * pl->out + row + i) * pl->d, t->w + i * COLUMNS, pl->d);
 }
@@ -265,11 +265,11 @@ static void bias_gradients(const plan *pl, const scratch *t, int64_t set)
     const float one = 1.0F;
     const int64_t k = set_rows(pl);
     float *sum = pl->sum_dz + set * pl->outp;
-    p->ctx->simd->matmul(sum, pl->outp, &one, 0, 0, pl->dz + set * k * pl->outp, pl->outp, 1, pl->out, k, 0);
+    simd_matmul(p->ctx->simd, sum, pl->outp, &one, 0, 0, pl->dz + set * k * pl->outp, pl->outp, 1, pl->out, k, 0);
     if (p->dphi.b1 != NULL)
         phi_store(p, p->dphi.b1, set * pl->out, sum, pl->out);
     if (p->dphi.b2 != NULL) {
-        p->ctx->simd->matmul(t->y, pl->dp, &one, 0, 0, pl->dy + set * k * pl->dp, pl->dp, 1, pl->d, k, 0);
+        simd_matmul(p->ctx->simd, t->y, pl->dp, &one, 0, 0, pl->dy + set * k * pl->dp, pl->dp, 1, pl->d, k, 0);
         phi_store(p, p->dphi.b2, set * pl->d, t->y, pl->d);
     }
 }
@@ -278,8 +278,8 @@ static void pe_gradient(const plan *pl, const scratch *t, int64_t set, int64_t r
 {
     const compress_problem *p = pl->p;
     const int64_t at = set * p->cfg->cmp_block + r;
-    p->ctx->simd->matmul(t->y, pl->dp, pl->sum_dz + set * pl->outp, pl->outp, 1, pl->w1t + at * pl->out * pl->dp,
-                         pl->dp, 1, pl->d, pl->out, 0);
+    simd_matmul(p->ctx->simd, t->y, pl->dp, pl->sum_dz + set * pl->outp, pl->outp, 1, pl->w1t + at * pl->out * pl->dp,
+                pl->dp, 1, pl->d, pl->out, 0);
     phi_store(p, p->dphi.pe, at * pl->d, t->y, pl->d);
 }
 
@@ -322,10 +322,10 @@ static void transpose_params(const plan *pl, int64_t i) /* i: of n_sets * block 
 {
     const int64_t block = pl->p->cfg->cmp_block, set = i / block, r = i % block;
     const simd_kernels *simd = pl->p->ctx->simd;
-    simd->transpose(pl->w1t + i * pl->out * pl->dp, pl->dp, phi_row(&pl->w1, set, r * pl->d), pl->w1.ld, NULL, pl->d,
+    simd->transpose(pl->w1t + i * pl->out * pl->dp, pl->dp, phi_row(&pl->w1, set, r * pl->d), pl->w1.ld, pl->d,
                     pl->out);
     if (pl->mlp && r == 0)
-        simd->transpose(pl->w2t + set * pl->d * pl->outp, pl->outp, phi_row(&pl->w2, set, 0), pl->w2.ld, NULL, pl->out,
+        simd->transpose(pl->w2t + set * pl->d * pl->outp, pl->outp, phi_row(&pl->w2, set, 0), pl->w2.ld, pl->out,
                         pl->d);
 }
 

@@ -117,7 +117,8 @@ static void load_tokens(const plan *pl, const scratch *t, const rows *x, int64_t
     for (int64_t i = 0; i < n; i++)
         simd->load_row(t->x + i * pl->dp, rows_at(x, first + i), x->dtype, pl->d);
     if (pl->gated)
-        simd->matmul(t->logit, pl->wp, t->x, pl->dp, 1, phi_row(&pl->w1, set, 0), pl->w1.ld, n, pl->width, pl->d, 0);
+        simd_matmul(simd, t->logit, pl->wp, t->x, pl->dp, 1, phi_row(&pl->w1, set, 0), pl->w1.ld, n, pl->width, pl->d,
+                    0);
 }
 
 /* The weights of the block whose first token is `at` of those loaded. */
@@ -252,9 +253,9 @@ static void backward_tile(const plan *pl, const scratch *t, int32_t s, int64_t f
     if (pl->gated && from < to) {
         const int64_t in_blocks = min_i64(n, (to - 1) * stride + block - first); /* the others may be anything */
         const float *w1t = pl->w1t + set * pl->width * pl->dp;
-        p->ctx->simd->matmul(t->dx, pl->dp, t->dlogit, pl->wp, 1, w1t, pl->dp, in_blocks, pl->d, pl->width, 1);
-        p->ctx->simd->matmul(sums, pl->wp, t->x + own * pl->dp, 1, pl->dp, t->dlogit, pl->wp, pl->d, pl->width,
-                             in_blocks, 1);
+        simd_matmul(p->ctx->simd, t->dx, pl->dp, t->dlogit, pl->wp, 1, w1t, pl->dp, in_blocks, pl->d, pl->width, 1);
+        simd_matmul(p->ctx->simd, sums, pl->wp, t->x + own * pl->dp, 1, pl->dp, t->dlogit, pl->wp, pl->d, pl->width,
+                    in_blocks, 1);
     }
     for (int64_t i = 0; i < n; i++)
         compress_store_dx(p, s, seq_at(&p->seqs, s).k0, first + i, head, t->dx + i * pl->dp);
@@ -338,7 +339,7 @@ void compress_pool_backward(const void *problem, arena *ws)
     const int64_t n_rows = pl.gated ? pl.d + p->cfg->cmp_block : 0;
     copy_params(&pl);
     for (int64_t set = 0; set < n_sets && pl.gated; set++)
-        p->ctx->simd->transpose(pl.w1t + set * pl.width * pl.dp, pl.dp, phi_row(&pl.w1, set, 0), pl.w1.ld, NULL, pl.d,
+        p->ctx->simd->transpose(pl.w1t + set * pl.width * pl.dp, pl.dp, phi_row(&pl.w1, set, 0), pl.w1.ld, pl.d,
                                 pl.width);
 #pragma omp parallel num_threads(p->ctx->n_threads)
     {

@@ -1,0 +1,167 @@
+#include "ops/attn_tile/key_blocks.h"
+
+const simd_attn *attn_operands(const attn_problem *p)
+{
+    const bool all_bf16 = p->q.dtype == NSA_BF16 && p->k.dtype == NSA_BF16 && p->v.dtype == NSA_BF16 &&
+                          (p->d_o.data == NULL || p->d_o.dtype == NSA_BF16);
+    const simd_kernels *simd = p->ctx->simd;
+    return all_bf16 && simd->bf16.pack != 0 ? &simd->bf16 : &simd->f32;
+}
+
+void load_units(const nsa_ctx *ctx, const simd_attn *attn, float *y, const void *x, nsa_dtype dtype, int64_t n,
+                int64_t units)
+{
+    if (attn->pack == 1)
+        ctx->simd->load_row(y, x, dtype, n);
+    else
+        memcpy(y, x, (size_t)n * sizeof(uint16_t));
+    const size_t elements = (size_t)(units * attn->pack), size = sizeof(float) / (size_t)attn->pack;
+    memset((char *)y + (size_t)n * size, 0, (elements - (size_t)n) * size);
+}
+
+/* ---- Layout ------------------------------------------------------------------------------------------------------ */
+
+static int64_t pad_rows(int64_t n)
+{
+    return (n + 2 * SIMD_PAD - 1) / (2 * SIMD_PAD) * (2 * SIMD_PAD);
+}
+
+span key_blocks_keys(const key_blocks *kb, int32_t s)
+{
+    const seq q = seq_at(&kb->p->seqs, s);
+    const int64_t end = kb->visible(kb->p->cfg, q.t_k - 1).hi;
+    if (kb->pass == TILE_BACKWARD)
+        return (span){0, end};
+    if (q.t_q == 0 || end == 0)
+        return (span){0, 0};
+    return (span){kb->visible(kb->p->cfg, max_i64(0, q.t_k - q.t_q)).lo, end};
+}
+
+seq_blocks key_blocks_seen(const key_blocks *kb, int32_t s)
+{
+    const span keys = key_blocks_keys(kb, s);
+    if (keys.lo >= keys.hi)
+        return (seq_blocks){0, 0, 0};
+    return (seq_blocks){0, block_of_key(kb, keys.lo), block_of_key(kb, keys.hi - 1) + 1};
+}
+
+static size_t form_bytes(int64_t n_rows, int64_t ld)
+{
+    return (size_t)(n_rows * ld) * sizeof(float);
+}
+
+key_blocks key_blocks_carve(const attn_problem *p, tile_pass pass, visible_fn *visible, int64_t period, bool ahead,
+                            arena *ws)
+{
+    const simd_attn *attn = attn_operands(p);
+    key_blocks kb = {.p = p, .attn = attn, .pass = pass, .visible = visible, .period = period};
+    kb.per_period = (period + KEY_BLOCK - 1) / KEY_BLOCK;
+    kb.lanes = pad_rows(min_i64(period, KEY_BLOCK));
+    kb.units_qk = (p->cfg->d_qk + attn->pack - 1) / attn->pack;
+    kb.units_v = (p->cfg->d_v + attn->pack - 1) / attn->pack;
+    kb.ld_k = pad_rows(p->cfg->d_qk);
+    kb.ld_v = pad_rows(p->cfg->d_v);
+    kb.v_lanes = form_bytes(kb.units_qk, kb.lanes);
+    kb.k_rows = kb.v_lanes + (pass == TILE_BACKWARD ? form_bytes(kb.units_v, kb.lanes) : 0);
+    kb.v_rows = kb.k_rows + (pass == TILE_BACKWARD ? form_bytes(kb.lanes / attn->pack, kb.ld_k) : 0);
+    kb.bytes = kb.v_rows + (pass == TILE_FORWARD ? form_bytes(kb.lanes / attn->pack, kb.ld_v) : 0);
+    kb.of_seq = arena_take(ws, p->seqs.n, sizeof *kb.of_seq);
+    for (int32_t i = 0; i < p->seqs.n; i++) {
+        seq_blocks blocks = key_blocks_seen(&kb, i);
+        blocks.start = kb.n_blocks;
+        if (!arena_counts(ws))
+            kb.of_seq[i] = blocks;
+        kb.n_blocks += blocks.hi - blocks.lo;
+    }
+    if (ahead)
+        kb.packed = arena_take(ws, kb.n_blocks * p->cfg->n_heads_kv, kb.bytes);
+    return kb;
+}
+
+/* ---- Packing ----------------------------------------------------------------------------------------------------- */
+
+/* The keys from `first` on, as many as there are lanes, in one form or both; zeros for those that are not valid. */
+static void pack(const key_blocks *kb, const rows *from, int64_t first, span valid, int64_t d, int64_t units,
+                 float *lanes, float *pairs, int64_t ld, float *scratch)
+{
+    const simd_kernels *simd = kb->p->ctx->simd;
+    const bool in_place = kb->attn->pack == 1 && pairs != NULL; /* rows of floats are their own form */
+    float *x = in_place ? pairs : scratch;
+    const int64_t ldx = in_place ? ld : pad_rows(units);
+    for (int64_t j = 0; j < kb->lanes; j++) {
+        if (first + j >= valid.lo && first + j < valid.hi)
+            load_units(kb->p->ctx, kb->attn, x + j * ldx, rows_at(from, first + j), from->dtype, d, ldx);
+        else
+            memset(x + j * ldx, 0, (size_t)ldx * sizeof *x);
+    }
+    if (lanes != NULL)
+        simd->transpose(lanes, kb->lanes, x, ldx, kb->lanes, units);
+    if (pairs != NULL && !in_place)
+        simd->pair_rows(pairs, ld, x, ldx, kb->lanes, d);
+}
+
+static float *form_at(char *block, size_t from, size_t to)
+{
+    return from == to ? NULL : (float *)(void *)(block + from);
+}
+
+static void pack_block(const key_blocks *kb, int32_t s, const rows *k, const rows *v, int64_t b, char *to,
+                       float *scratch)
+{
+    const nsa_config *cfg = kb->p->cfg;
+    const int64_t first = first_key(kb, b);
+    span valid = key_blocks_keys(kb, s);
+    valid.hi = min_i64(valid.hi, first + keys_in_block(kb, b));
+    pack(kb, k, first, valid, cfg->d_qk, kb->units_qk, form_at(to, 0, kb->v_lanes), form_at(to, kb->k_rows, kb->v_rows),
+         kb->ld_k, scratch);
+    if (kb->k_rows > kb->v_lanes || kb->bytes > kb->v_rows)
+        pack(kb, v, first, valid, cfg->d_v, kb->units_v, form_at(to, kb->v_lanes, kb->k_rows),
+             form_at(to, kb->v_rows, kb->bytes), kb->ld_v, scratch);
+}
+
+static char *packed_at(const key_blocks *kb, int32_t s, int32_t head, int64_t b)
+{
+    const int64_t number = kb->of_seq[s].start + b - kb->of_seq[s].lo;
+    return kb->packed + (size_t)(head * kb->n_blocks + number) * kb->bytes;
+}
+
+void key_blocks_find(const key_blocks *kb, int64_t number, int32_t *s, int64_t *block)
+{
+    int32_t lo = 0, hi = kb->p->seqs.n; /* the last sequence that starts at or before the number */
+    while (hi - lo > 1) {
+        const int32_t mid = lo + (hi - lo) / 2;
+        if (kb->of_seq[mid].start <= number)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    *s = lo;
+    *block = number - kb->of_seq[lo].start + kb->of_seq[lo].lo;
+}
+
+void key_blocks_pack(const key_blocks *kb, int64_t i, float *scratch)
+{
+    const attn_problem *p = kb->p;
+    const int32_t head = (int32_t)(i / kb->n_blocks);
+    int32_t s;
+    int64_t b;
+    key_blocks_find(kb, i % kb->n_blocks, &s, &b);
+    const rows k = rows_of(&p->k, s, head), v = rows_of(&p->v, s, head);
+    pack_block(kb, s, &k, &v, b, packed_at(kb, s, head, b), scratch);
+}
+
+key_block key_block_get(const key_blocks *kb, int32_t s, int32_t head, const rows *k, const rows *v, int64_t b,
+                        char *own, float *scratch)
+{
+    char *block = own;
+    if (kb->packed != NULL)
+        block = packed_at(kb, s, head, b);
+    else
+        pack_block(kb, s, k, v, b, own, scratch);
+    return (key_block){.first = first_key(kb, b),
+                       .n = keys_in_block(kb, b),
+                       .k_lanes = form_at(block, 0, kb->v_lanes),
+                       .v_lanes = form_at(block, kb->v_lanes, kb->k_rows),
+                       .k_rows = form_at(block, kb->k_rows, kb->v_rows),
+                       .v_rows = form_at(block, kb->v_rows, kb->bytes)};
+}
