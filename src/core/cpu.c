@@ -8,6 +8,16 @@
 #include <cpuid.h>
 #endif
 
+#if defined(__x86_64__)
+/* Whose cores take four times as long for a dot product of bf16 as for a multiply-add of floats (measured on Emerald
+ * Rapids), so that floats are twice as fast there; on AMD's bf16 are. */
+static bool is_intel(void)
+{
+    uint32_t a, b, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
+}
+#endif
+
 static uint32_t detect(void)
 {
     uint32_t features = 0;
@@ -28,7 +38,7 @@ static uint32_t detect(void)
         features |= CPU_AVX2;
     if (zmm && (b & avx512) == avx512)
         features |= CPU_AVX512;
-    if (zmm && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVX512BF16))
+    if (zmm && !is_intel() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVX512BF16))
         features |= CPU_AVX512BF16;
 #endif
     return features;

@@ -23,6 +23,12 @@ static inline int64_t simd_pad(int64_t n)
     return (n + SIMD_PAD - 1) / SIMD_PAD * SIMD_PAD;
 }
 
+/* Memory that will be wanted soon: products fetch it into the second-level cache line by line, spread over their inner
+ * loop, and move next up to end. */
+typedef struct simd_ahead {
+    const char *next, *end;
+} simd_ahead;
+
 /* C[i][j] = start + sum over p ascending of A[i*a_row + p*a_col] . B[p*ldb + j], i < m, j < n, p < k units; by FMA
  * where the set has it. start is 0, with `add` C[i][j], with `keep` keep[i] * C[i][j]. Row i of C is c + i*ldc, or with
  * c_rows c + c_rows[i]*ldc. B and C are readable, and C writable, up to the next multiple of SIMD_PAD columns; what
@@ -38,6 +44,7 @@ typedef struct simd_product {
     const float *b;
     int64_t ldb;
     int64_t m, n, k;
+    simd_ahead *ahead; /* may be NULL */
 } simd_product;
 
 /* Which columns of row i are there: lo .. hi-1; to the others kernels give the weight 0, whatever their bits. */

@@ -40,6 +40,7 @@
 #include "simd/simd.h"
 
 #include <math.h>
+#include <stdbool.h>
 
 #define VEC_FN static inline __attribute__((always_inline))
 

@@ -303,8 +303,8 @@ static void add_to_keys(const attn_tile *t, simd_product x, view v)
 
 /* ---- A block ----------------------------------------------------------------------------------------------------- */
 
-static simd_product with_lanes(const attn_tile *t, float *s, const float *a, int64_t ld, const float *lanes,
-                               int64_t units, view v)
+static simd_product with_lanes(attn_tile *t, float *s, const float *a, int64_t ld, const float *lanes, int64_t units,
+                               view v)
 {
     return (simd_product){.c = s,
                           .ldc = KEY_BLOCK,
@@ -315,7 +315,8 @@ static simd_product with_lanes(const attn_tile *t, float *s, const float *a, int
                           .ldb = t->keys->lanes,
                           .m = t->n_picked * t->group,
                           .n = v.width,
-                          .k = units};
+                          .k = units,
+                          .ahead = &t->ahead};
 }
 
 static void forward(attn_tile *t, const key_block *block, view v, const float *s)
@@ -341,7 +342,8 @@ static void forward(attn_tile *t, const key_block *block, view v, const float *s
                                .a_col = 1,
                                .b = block->v_rows,
                                .ldb = t->keys->ld_v,
-                               .n = t->p->cfg->d_v},
+                               .n = t->p->cfg->d_v,
+                               .ahead = &t->ahead},
                 v);
 }
 
@@ -372,7 +374,8 @@ static void backward(attn_tile *t, const key_block *block, view v, int64_t numbe
                                .a_col = 1,
                                .b = block->k_rows,
                                .ldb = keys->ld_k,
-                               .n = t->p->cfg->d_qk},
+                               .n = t->p->cfg->d_qk,
+                               .ahead = &t->ahead},
                 v);
     const bool pairs = t->attn->pack > 1;
     const int64_t key = (t->head * keys->n_blocks + number) * keys->lanes;
@@ -394,8 +397,9 @@ static void backward(attn_tile *t, const key_block *block, view v, int64_t numbe
                 v);
 }
 
-void tile_attend(attn_tile *t, int64_t b)
+void tile_attend(attn_tile *t, int64_t b, int64_t next)
 {
+    t->ahead = key_block_ahead(t->keys, t->s, t->head, next);
     const key_block block = key_block_get(t->keys, t->s, t->head, &t->k, &t->v, b, t->own_block, t->scratch);
     const view v = look_at(t, &block);
     if (v.end == 0)

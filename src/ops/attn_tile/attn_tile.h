@@ -80,8 +80,9 @@ struct attn_tile {
 
     float *dk, *dv; /* backward: [kv head][block number][lanes][ld_k], [..][ld_v] sums of the whole call */
 
-    char *own_block; /* keys->bytes */
-    float *scratch;  /* of packing, and careful products */
+    simd_ahead ahead; /* the block after this one */
+    char *own_block;  /* keys->bytes */
+    float *scratch;   /* of packing, and careful products */
 };
 
 /* Tokens that can be picked together. */
@@ -94,8 +95,8 @@ void tile_run_all(const tile_run *run, arena *ws);
  * on. */
 void tile_pick(attn_tile *t, const int32_t *list, int64_t from, int64_t n);
 
-/* Those at work attend to the block. */
-void tile_attend(attn_tile *t, int64_t block);
+/* Those at work attend to the block, while `next` (or -1) is fetched, the block that will be wanted after it. */
+void tile_attend(attn_tile *t, int64_t block, int64_t next);
 
 /* Before a block's first tile_attend in backward: waits until the tiles before this one, of the same sequence and kv
  * head, are done with it and all before it. Blocks are walked upwards. */

@@ -12,7 +12,7 @@ static void walk_forward(attn_tile *t, void *extra)
     tile_pick(t, NULL, 0, t->n_tokens);
     const int64_t end = block_of_key(t->keys, seen.hi - 1) + 1;
     for (int64_t b = block_of_key(t->keys, seen.lo); b < end; b++)
-        tile_attend(t, b);
+        tile_attend(t, b, b + 1 < end ? b + 1 : -1);
 }
 
 static void walk_backward(attn_tile *t, void *extra)
@@ -31,7 +31,7 @@ static void walk_backward(attn_tile *t, void *extra)
             if (t->sees[i + n - 1].hi <= first || t->sees[i].lo >= past)
                 continue;
             tile_pick(t, NULL, i, n);
-            tile_attend(t, b);
+            tile_attend(t, b, i == 0 ? b + 1 : -1);
         }
         tile_pass_turn(t, b);
     }

@@ -26,6 +26,12 @@ static int64_t pad_rows(int64_t n)
     return (n + 2 * SIMD_PAD - 1) / (2 * SIMD_PAD) * (2 * SIMD_PAD);
 }
 
+/* An odd number of cache lines, so that a column of a matrix spreads over all sets of the cache. */
+static int64_t spread(int64_t n)
+{
+    return pad_rows(n) | SIMD_PAD;
+}
+
 span key_blocks_keys(const key_blocks *kb, int32_t s)
 {
     const seq q = seq_at(&kb->p->seqs, s);
@@ -59,8 +65,8 @@ key_blocks key_blocks_carve(const attn_problem *p, tile_pass pass, visible_fn *v
     kb.lanes = pad_rows(min_i64(period, KEY_BLOCK));
     kb.units_qk = (p->cfg->d_qk + attn->pack - 1) / attn->pack;
     kb.units_v = (p->cfg->d_v + attn->pack - 1) / attn->pack;
-    kb.ld_k = pad_rows(p->cfg->d_qk);
-    kb.ld_v = pad_rows(p->cfg->d_v);
+    kb.ld_k = spread(p->cfg->d_qk);
+    kb.ld_v = spread(p->cfg->d_v);
     kb.v_lanes = form_bytes(kb.units_qk, kb.lanes);
     kb.k_rows = kb.v_lanes + (pass == TILE_BACKWARD ? form_bytes(kb.units_v, kb.lanes) : 0);
     kb.v_rows = kb.k_rows + (pass == TILE_BACKWARD ? form_bytes(kb.lanes / attn->pack, kb.ld_k) : 0);
@@ -148,6 +154,14 @@ void key_blocks_pack(const key_blocks *kb, int64_t i, float *scratch)
     key_blocks_find(kb, i % kb->n_blocks, &s, &b);
     const rows k = rows_of(&p->k, s, head), v = rows_of(&p->v, s, head);
     pack_block(kb, s, &k, &v, b, packed_at(kb, s, head, b), scratch);
+}
+
+simd_ahead key_block_ahead(const key_blocks *kb, int32_t s, int32_t head, int64_t b)
+{
+    if (kb->packed == NULL || b < kb->of_seq[s].lo || b >= kb->of_seq[s].hi)
+        return (simd_ahead){NULL, NULL};
+    const char *block = packed_at(kb, s, head, b);
+    return (simd_ahead){block, block + kb->bytes};
 }
 
 key_block key_block_get(const key_blocks *kb, int32_t s, int32_t head, const rows *k, const rows *v, int64_t b,

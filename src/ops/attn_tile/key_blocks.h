@@ -39,7 +39,7 @@ typedef struct key_blocks {
     int64_t period, per_period; /* keys, blocks */
     int64_t lanes;
     int64_t units_qk, units_v;             /* of a row */
-    int64_t ld_k, ld_v;                    /* of rows: a multiple of 2*SIMD_PAD */
+    int64_t ld_k, ld_v;                    /* of rows: at least a multiple of 2*SIMD_PAD */
     size_t v_lanes, k_rows, v_rows, bytes; /* offsets in a block, and its size; k_lanes is at 0 */
     seq_blocks *of_seq;                    /* [n_seqs] */
     int64_t n_blocks;                      /* of all sequences */
@@ -88,6 +88,9 @@ void key_blocks_pack(const key_blocks *kb, int64_t i, float *scratch);
 /* Block b of a sequence and kv head, whose rows are k and v: packed ahead, or now into `own` (kb->bytes). */
 key_block key_block_get(const key_blocks *kb, int32_t s, int32_t head, const rows *k, const rows *v, int64_t b,
                         char *own, float *scratch);
+
+/* Its memory, if it is packed ahead and there is such a block. */
+simd_ahead key_block_ahead(const key_blocks *kb, int32_t s, int32_t head, int64_t b);
 
 /* A row of n elements as units, zeros up to `units` of them. */
 void load_units(const nsa_ctx *ctx, const simd_attn *attn, float *y, const void *x, nsa_dtype dtype, int64_t n,

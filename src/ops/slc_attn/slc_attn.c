@@ -82,13 +82,21 @@ static block_lists carve_lists(const attn_problem *p, int64_t tokens, arena *a)
 /* ---- The walk ---------------------------------------------------------------------------------------------------- */
 
 /* One block of keys and the tokens that selected it, as many as work together at a time. */
-static void attend_block(attn_tile *t, int64_t block, const int32_t *tokens, int64_t n)
+static void attend_block(attn_tile *t, int64_t block, int64_t next, const int32_t *tokens, int64_t n)
 {
     const int64_t together = tile_lane_tokens(t->p);
     for (int64_t i = 0; i < n; i += together) {
         tile_pick(t, tokens + i, 0, min_i64(together, n - i));
-        tile_attend(t, block);
+        tile_attend(t, block, i == 0 ? next : -1);
     }
+}
+
+/* The first block from b on that some token selected, or the number of blocks. */
+static int64_t next_selected(const block_lists *lists, int64_t per_slc, int64_t b, int64_t n_blocks)
+{
+    while (b < n_blocks && lists->begin[b / per_slc] == lists->end[b / per_slc])
+        b++;
+    return b;
 }
 
 static void walk(attn_tile *t, void *extra)
@@ -98,13 +106,14 @@ static void walk(attn_tile *t, void *extra)
     const block_lists lists = carve_lists(p, t->run->tokens, &own);
     list_tokens(p, t->s, t->head, t->first, t->n_tokens, lists);
     const int64_t end = t->sees[t->n_tokens - 1].hi, per_slc = t->keys->per_period;
-    for (int64_t b = 0; first_key(t->keys, b) < end; b++) {
+    const int64_t n_blocks = end == 0 ? 0 : block_of_key(t->keys, end - 1) + 1;
+    int64_t next;
+    for (int64_t b = next_selected(&lists, per_slc, 0, n_blocks); b < n_blocks; b = next) {
         const int64_t begin = lists.begin[b / per_slc], n = lists.end[b / per_slc] - begin;
-        if (n == 0)
-            continue;
+        next = next_selected(&lists, per_slc, b + 1, n_blocks);
         if (t->run->pass == TILE_BACKWARD)
             tile_wait_turn(t, b);
-        attend_block(t, b, lists.list + begin, n);
+        attend_block(t, b, next, lists.list + begin, n);
         if (t->run->pass == TILE_BACKWARD)
             tile_pass_turn(t, b);
     }
