@@ -339,7 +339,7 @@ NSA_API nsa_status nsa_backward(const nsa_ctx *ctx, const nsa_config *cfg, const
 /* ---- Generation over a KV cache ----------------------------------------------------------------------------------
  *
  * Memory is the caller's: a pool of pages, each holding page_size tokens of one sequence (slc K and V, and the
- * compressed rows whose blocks start there; opaque inside), an int32 page table per sequence, and for each sequence a
+ * compressed rows whose blocks end there; opaque inside), an int32 page table per sequence, and for each sequence a
  * small state (its length; the last win_size - 1 + max_draft window rows and cmp_block - 1 + max_draft uncompressed
  * rows). Pages may be copied, moved and, once full, shared between sequences that start alike.
  * Token by token, chunk by chunk and one nsa_forward over the whole give the same outputs to rounding.

@@ -70,7 +70,7 @@ static inline void *tensor_at(const nsa_tensor *t, int32_t s, int64_t start, int
 
 /* The rows of one (sequence, kv head). Row r lies
  *   r >= split:            at plain + (r - split) * stride_bytes;
- *   r < split, pages set:  in page table[r / page_rows], offset bytes in, row r % page_rows;
+ *   r < split, pages set:  with i = r + page_skip, in page table[i / page_rows], offset bytes in, row i % page_rows;
  *   r < split otherwise:   in the ring, row r % ring_rows. */
 typedef struct rows {
     nsa_dtype dtype;
@@ -80,7 +80,7 @@ typedef struct rows {
     int64_t stride_bytes;
     const char *pages;
     const int32_t *table;
-    int64_t page_bytes, page_rows, offset;
+    int64_t page_bytes, page_rows, page_skip, offset;
     const char *ring;
     int64_t ring_rows;
 } rows;
@@ -89,8 +89,10 @@ static inline const void *rows_at(const rows *x, int64_t r)
 {
     if (r >= x->split)
         return x->plain + (r - x->split) * x->stride_bytes;
-    if (x->pages != NULL)
-        return x->pages + x->table[r / x->page_rows] * x->page_bytes + x->offset + r % x->page_rows * x->row_bytes;
+    if (x->pages != NULL) {
+        const int64_t i = r + x->page_skip;
+        return x->pages + x->table[i / x->page_rows] * x->page_bytes + x->offset + i % x->page_rows * x->row_bytes;
+    }
     return x->ring + r % x->ring_rows * x->row_bytes;
 }
 

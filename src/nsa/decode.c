@@ -150,6 +150,8 @@ static void locate(const void *problem, int part, int32_t s, int32_t head, rows 
         out->table = p->args->page_table + (int64_t)s * p->args->pages_per_seq;
         out->page_bytes = l->page_bytes;
         out->page_rows = l->rows[part];
+        if (part == CACHE_K_CMP || part == CACHE_V_CMP) /* with the last stride of tokens of their blocks */
+            out->page_skip = p->cfg->cmp_block / p->cfg->cmp_stride - 1;
         out->offset = head * l->page_head_bytes + l->offset[part];
     } else {
         out->split = header_of(p, s)->length;

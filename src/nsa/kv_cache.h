@@ -3,7 +3,8 @@
  *
  *     slc K [page_size][d_qk]   slc V [page_size][d_v]   k_cmp [page_size/stride][d_qk]   v_cmp [page_size/stride][d_v]
  *
- * A compressed row lives in the page where its block starts. The state of a sequence is a header and, unless the
+ * A compressed row lives in the page where its block ends: what a full page holds depends on no token after it, so that
+ * sequences which go different ways can share it. The state of a sequence is a header and, unless the
  * branches share K and V, for each kv head the rings (row of token t: t % rows)
  *
  *     raw K [cmp_block - 1 + max_draft][d_qk]   raw V [...][d_v]   win K [win_size - 1 + max_draft][d_qk]   win V
