@@ -5,6 +5,7 @@
 #include "lm/checkpoint.h"
 #include "lm/error.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -261,6 +262,43 @@ static void test_one_trainer_at_a_time(void **state)
     lock = second;
 }
 
+/* What saving asks of the disk, in order: s for a file or directory synced, r for a rename. These stand in for libc's.
+ */
+static char asked[32];
+
+static void ask(char what)
+{
+    const size_t n = strlen(asked);
+    if (n < sizeof asked - 1)
+        asked[n] = what;
+}
+
+int fsync(int fd)
+{
+    ask('s');
+    return fdatasync(fd);
+}
+
+int rename(const char *from, const char *to)
+{
+    ask('r');
+    return renameat(AT_FDCWD, from, AT_FDCWD, to);
+}
+
+/* Three files and their directory are on the disk before they get their name, and the name is before the old checkpoint
+ * goes. */
+static void test_synced_before_it_is_named(void **state)
+{
+    (void)state;
+    const lm_config cfg = tiny(ATTENTION_DENSE);
+    memset(asked, 0, sizeof asked);
+    save_at(&cfg, 1);
+    assert_string_equal(asked, "ssssrs");
+    memset(asked, 0, sizeof asked);
+    save_at(&cfg, 2);
+    assert_string_equal(asked, "ssssrsr");
+}
+
 /* A disk that is full, or a directory that cannot be written, leaves the old checkpoint. */
 static void test_failed_save_keeps_the_old(void **state)
 {
@@ -381,6 +419,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_keeps_the_newest, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_survives_a_kill, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_one_trainer_at_a_time, new_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(test_synced_before_it_is_named, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_failed_save_keeps_the_old, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_refuses_damaged_config, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_refuses_other_tensors, new_dir, remove_dir),

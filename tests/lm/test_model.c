@@ -2,6 +2,7 @@
 #include "testlib/testlib.h"
 
 #include "lm/error.h"
+#include "lm/optim.h"
 #include "lm/session.h"
 #include "lm/trainer.h"
 
@@ -272,6 +273,31 @@ static void test_overfits_a_sentence(void **state)
     overfit(ATTENTION_DENSE);
 }
 
+/* AdamW forgets how large a gradient is, but its means after one step are it, scaled by what clipping left. */
+static void test_clips_the_gradient(void **state)
+{
+    (void)state;
+    uint8_t bytes[2000];
+    fill_bytes(bytes, sizeof bytes, 3);
+    corpus_file file = {bytes, sizeof bytes, sizeof bytes * 9 / 10};
+    const corpus data = {&file, 1, file.n, 0};
+    lm_config cfg = tiny(ATTENTION_DENSE, NSA_PHI_MEAN);
+    const double clips[] = {0.0, 1e-3, 1e3}; /* off; below the gradient's norm; above it */
+    for (int i = 0; i < 3; i++) {
+        cfg.train.clip = clips[i];
+        trainer *t = NULL;
+        double loss = 0.0;
+        must(trainer_create(&t, &cfg, &data));
+        must(trainer_step(t, &loss));
+        const double norm = gradient_norm(t->grads, t->m->table.total);
+        const double clipped = gradient_norm(t->adam_m, t->m->table.total) / (1.0 - cfg.train.beta1);
+        trainer_destroy(t);
+        const double expected = i == 1 ? clips[1] : norm;
+        if (!(norm > 1e-2 && norm < 1e2 && fabs(clipped - expected) <= 1e-5 * expected))
+            test_fail("clip %g: the norm went from %g to %g", clips[i], norm, clipped);
+    }
+}
+
 /* ---- Generation -------------------------------------------------------------------------------------------------- */
 
 /* Logits of every position from the cache, in pieces of any size, are those of one forward pass. */
@@ -325,6 +351,7 @@ int main(void)
         cmocka_unit_test(test_phi_starts_as_mean),
         cmocka_unit_test(test_same_bits_for_any_threads),
         cmocka_unit_test(test_overfits_a_sentence),
+        cmocka_unit_test(test_clips_the_gradient),
         cmocka_unit_test(test_session_is_forward),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -148,6 +148,86 @@ static void shared_gradients_add_up(const nsa_ctx *ctx, const nsa_shape *shape)
         assert_sum(sums[g], terms[g]);
 }
 
+/* The parameters as float32; bytes of them lie one after the other. */
+static nsa_phi widened_phi(const nsa_phi *phi, int64_t bytes)
+{
+    nsa_phi wide = *phi;
+    wide.dtype = NSA_F32;
+    void **const to[] = {&wide.pe, &wide.w1, &wide.b1, &wide.w2, &wide.b2};
+    const char *first = NULL;
+    float *data = guarded((size_t)bytes * 2, FLUSH_RIGHT);
+    for (int i = 0; i < 5; i++) {
+        if (*to[i] == NULL)
+            continue;
+        if (first == NULL) {
+            first = *to[i];
+            dtype_load_row(data, first, phi->dtype, bytes / 2);
+        }
+        *to[i] = data + ((const char *)*to[i] - first) / 2;
+    }
+    return wide;
+}
+
+static void assert_rounded(const char *what, const test_tensor *half, const test_tensor *wide)
+{
+    const test_tensor rounded = tensor_copy(wide, half->t.dtype);
+    assert_same_bits(what, half, &rounded);
+}
+
+static void assert_phi_rounded(const nsa_phi *half, const nsa_phi *wide, int64_t bytes)
+{
+    void *rounded = guarded((size_t)bytes, FLUSH_RIGHT);
+    const void *x = half->pe != NULL ? half->pe : half->w1, *y = wide->pe != NULL ? wide->pe : wide->w1;
+    if (bytes == 0)
+        return;
+    dtype_store_row(rounded, half->dtype, y, bytes / 2);
+    if (memcmp(x, rounded, (size_t)bytes) != 0)
+        test_fail("gradients of phi are not those of float32, rounded");
+}
+
+/* The backward pass of f16 tensors is that of float32 from the same numbers, rounded once, at its end: where branches
+ * share a gradient too, and nothing on the way from cmp to phi. (bf16's may round p and ds on the way.) */
+static void half_is_float_rounded_once(const nsa_ctx *ctx, const nsa_shape *shape)
+{
+    nsa_case c;
+    nsa_shape half = *shape;
+    half.dtype = NSA_F16;
+    new_case(&c, half);
+    run_both(ctx, &c);
+
+    const nsa_phi phi_k = widened_phi(&c.phi_k, c.dphi_k_bytes), phi_v = widened_phi(&c.phi_v, c.dphi_v_bytes);
+    const nsa_phi dphi_k = widened_phi(&c.dphi_k, c.dphi_k_bytes), dphi_v = widened_phi(&c.dphi_v, c.dphi_v_bytes);
+    const test_tensor dgate = tensor_like(&c.dgate, NSA_F32);
+    test_tensor dq[NSA_N_BRANCHES], dk[NSA_N_BRANCHES], dv[NSA_N_BRANCHES];
+    nsa_backward_args wide = c.bwd;
+    wide.fwd.phi_k = &phi_k, wide.fwd.phi_v = &phi_v;
+    wide.dphi_k = &dphi_k, wide.dphi_v = &dphi_v;
+    wide.fwd.gate = tensor_copy(&c.gate, NSA_F32).t;
+    wide.fwd.k_cmp = tensor_copy(&c.k_cmp, NSA_F32).t, wide.fwd.v_cmp = tensor_copy(&c.v_cmp, NSA_F32).t;
+    wide.d_o = tensor_copy(&c.d_o, NSA_F32).t;
+    wide.dgate = dgate.t;
+    for (int i = 0; i < NSA_N_BRANCHES; i++) {
+        const bool copy = i > 0 && shape->shared;
+        wide.fwd.q[i] = tensor_copy(&c.q[i], NSA_F32).t;
+        wide.fwd.k[i] = tensor_copy(&c.k[i], NSA_F32).t;
+        wide.fwd.v[i] = tensor_copy(&c.v[i], NSA_F32).t;
+        wide.fwd.o_branch[i] = tensor_copy(&c.o_branch[i], NSA_F32).t;
+        dq[i] = copy ? dq[0] : tensor_like(&c.dq[i], NSA_F32);
+        dk[i] = copy ? dk[0] : tensor_like(&c.dk[i], NSA_F32);
+        dv[i] = copy ? dv[0] : tensor_like(&c.dv[i], NSA_F32);
+        wide.dq[i] = dq[i].t, wide.dk[i] = dk[i].t, wide.dv[i] = dv[i].t;
+    }
+    run_backward(ctx, &c, &wide);
+    for (int i = 0; i < NSA_N_BRANCHES; i++) {
+        assert_rounded("dq", &c.dq[i], &dq[i]);
+        assert_rounded("dk", &c.dk[i], &dk[i]);
+        assert_rounded("dv", &c.dv[i], &dv[i]);
+    }
+    assert_rounded("dgate", &c.dgate, &dgate);
+    assert_phi_rounded(&c.dphi_k, &dphi_k, c.dphi_k_bytes);
+    assert_phi_rounded(&c.dphi_v, &dphi_v, c.dphi_v_bytes);
+}
+
 static void test_threads(void **state)
 {
     (void)state;
@@ -172,6 +252,12 @@ static void test_shared_gradients(void **state)
     each_shape(shared_gradients_add_up);
 }
 
+static void test_half_is_rounded_once(void **state)
+{
+    (void)state;
+    each_shape(half_is_float_rounded_once);
+}
+
 static void test_nothing(void **state)
 {
     (void)state;
@@ -190,8 +276,12 @@ static void test_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_threads),          cmocka_unit_test(test_layouts), cmocka_unit_test(test_residuals),
-        cmocka_unit_test(test_shared_gradients), cmocka_unit_test(test_nothing),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_layouts),
+        cmocka_unit_test(test_residuals),
+        cmocka_unit_test(test_shared_gradients),
+        cmocka_unit_test(test_half_is_rounded_once),
+        cmocka_unit_test(test_nothing),
     };
     return cmocka_run_group_tests_name("nsa_forward_backward", tests, NULL, NULL);
 }

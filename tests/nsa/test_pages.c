@@ -42,18 +42,24 @@ static void grow(generation *g, int32_t max_chunk, rng *r, void (*between)(gener
     }
 }
 
+static bool is_used(const generation *g, int32_t page)
+{
+    for (int32_t i = 0; i < MAX_SEQS * g->pages_per_seq; i++)
+        if (g->page_table[i] == page)
+            return true;
+    return false;
+}
+
 /* A page goes where a free one is. */
 static void move_page(generation *g, rng *r)
 {
-    const int32_t n = MAX_SEQS * g->pages_per_seq;
-    int32_t *entry = &g->page_table[rng_range(r, 0, n - 1)], free_page = 0;
-    for (int32_t i = 0; i < n; i++)
-        if (g->page_table[i] == free_page)
-            free_page++, i = -1;
+    int32_t *entry = &g->page_table[rng_range(r, 0, MAX_SEQS * g->pages_per_seq - 1)], to = 0;
+    while (is_used(g, to))
+        to++;
     char *pages = g->cache.pages, *from = pages + (size_t)*entry * g->page_bytes;
-    memcpy(pages + (size_t)free_page * g->page_bytes, from, g->page_bytes);
+    memcpy(pages + (size_t)to * g->page_bytes, from, g->page_bytes);
     memset(from, 0xff, g->page_bytes);
-    *entry = free_page;
+    *entry = to;
 }
 
 static void moved(const nsa_ctx *ctx, const nsa_shape *shape)

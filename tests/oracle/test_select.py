@@ -101,6 +101,17 @@ class Ties(unittest.TestCase):
                 k_cmp[s.cmp] = kinds[row * case.cfg.cmp_stride // case.cfg.slc_block][:, None, None]
             self.check(case, q, k_cmp)
 
+    def test_below_the_smallest_normal(self):
+        """Probabilities below 2^-126 count as 0: blocks that have no others tie, however they rise towards it."""
+        for name in ("group 1", "group 5", "group 16"):
+            case = self.case(name, slc_n_init=0, slc_n_local=0)
+            q, k_cmp = np.zeros(case.q().shape), np.zeros(case.cmp_rows(8).shape)
+            q[..., 0] = 8  # times the scale: 1
+            for s in case.sequences():
+                k_cmp[s.cmp, :, 0] = np.linspace(-102, -88, s.cmp.stop - s.cmp.start)[:, None]
+                k_cmp[s.cmp.start, :, 0] = 0
+            self.check(case, q, k_cmp)
+
 
 class SumRule(unittest.TestCase):
     @each_case
