@@ -171,8 +171,11 @@ static bool remove_file(void *directory, const char *name)
 
 bool directory_remove(const char *path)
 {
+    struct stat info;
     char copy[LM_PATH_MAX];
     (void)snprintf(copy, sizeof copy, "%s", path);
+    if (lstat(path, &info) == 0 && S_ISLNK(info.st_mode)) /* somebody else's files are not ours to remove */
+        return unlink(path) == 0 ? true : lm_fail_errno(path, "cannot remove");
     LM_TRY(directory_walk(path, remove_file, copy));
     return rmdir(path) == 0 ? true : lm_fail_errno(path, "cannot remove");
 }

@@ -31,7 +31,7 @@ bool file_replace(const char *path, const void *data, size_t bytes);
 
 bool directory_sync(const char *path);
 
-/* Removes a directory that holds nothing but files. */
+/* Removes a directory that holds nothing but files; of a link to one, the link. */
 bool directory_remove(const char *path);
 
 /* Calls visit for every entry but "." and ".." until it returns false. */

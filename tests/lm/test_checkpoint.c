@@ -341,6 +341,30 @@ static void put_text(const char *path, const char *text)
     must(file_write_text(path, text));
 }
 
+/* A folder of checkpoints from elsewhere may hold links: what they point to stays. */
+static void test_removes_links_only(void **state)
+{
+    (void)state;
+    const lm_config cfg = tiny(ATTENTION_NSA);
+    char elsewhere[80], kept[96], leftover[80], step[80];
+    snprintf(elsewhere, sizeof elsewhere, "%s/elsewhere", root);
+    snprintf(kept, sizeof kept, "%s/file", elsewhere);
+    snprintf(leftover, sizeof leftover, "%s/.step-9", dir);
+    snprintf(step, sizeof step, "%s/step-0", dir);
+    assert_int_equal(mkdir(elsewhere, 0777), 0);
+    must(file_write_text(kept, "mine"));
+    assert_int_equal(symlink(elsewhere, leftover), 0);
+    assert_int_equal(symlink(elsewhere, step), 0);
+    (void)close(lock);
+    must(checkpoint_prepare(dir, &lock));
+    save_at(&cfg, 1);
+    struct stat info;
+    assert_int_equal(lstat(leftover, &info), -1);
+    assert_int_equal(lstat(step, &info), -1);
+    assert_int_equal(unlink(kept), 0);
+    assert_int_equal(rmdir(elsewhere), 0);
+}
+
 /* config.json with the first `from` replaced. */
 static void damage_config(const char *path, const char *good, const char *from, const char *to, const char *message)
 {
@@ -421,6 +445,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_one_trainer_at_a_time, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_synced_before_it_is_named, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_failed_save_keeps_the_old, new_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(test_removes_links_only, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_refuses_damaged_config, new_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_refuses_other_tensors, new_dir, remove_dir),
     };
