@@ -1,4 +1,5 @@
 #include "lm/corpus.h"
+#include "lm/arena.h"
 #include "lm/error.h"
 #include "lm/needle.h"
 #include "lm/random.h"
@@ -41,7 +42,7 @@ static bool read_open_file(int fd, const char *path, corpus_file *f)
         return lm_fail("%s: is empty", path);
     f->n = info.st_size;
     f->n_train = f->n - f->n / HELD_OUT_FRACTION;
-    f->bytes = malloc((size_t)f->n);
+    f->bytes = lm_alloc_zeroed(size_of(f->n, 1)); /* a file may be larger than the memory: it may have holes */
     return f->bytes != NULL ? read_bytes(fd, path, f) : lm_fail("%s: out of memory: %lld bytes", path, (long long)f->n);
 }
 
