@@ -64,8 +64,11 @@ nsa_status check_state(const char *name, const void *state)
 {
     NSA_REQUIRE(state != NULL, "%s is NULL", name);
     NSA_REQUIRE((uintptr_t)state % ARENA_ALIGN == 0, "%s is not aligned to %d bytes", name, ARENA_ALIGN);
-    NSA_REQUIRE(((const cache_header *)state)->magic == STATE_MAGIC, "%s is no state: call nsa_cache_reset first",
-                name);
+    const cache_header *h = state;
+    NSA_REQUIRE(h->magic == STATE_MAGIC, "%s is no state: call nsa_cache_reset first", name);
+    NSA_REQUIRE(h->length >= 0 && h->length <= h->longest && h->longest <= INT32_MAX,
+                "%s is damaged: it would hold %lld tokens, and %lld at most before", name, (long long)h->length,
+                (long long)h->longest);
     return NSA_OK;
 }
 

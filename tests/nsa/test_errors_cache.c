@@ -1,4 +1,5 @@
 /* Bad input to the functions of the cache: see test_errors.c. */
+#include "nsa/kv_cache.h"
 #include "testlib/bad_args.h"
 
 static nsa_status size_prefill(world *w)
@@ -187,11 +188,35 @@ static void test_append(void **state)
     }
 }
 
+/* A state from elsewhere, or written over: a length that cannot be would be an index out of bounds. */
+static void test_damaged_state(void **state)
+{
+    (void)state;
+    static const int64_t headers[][2] = {
+        {-1, 3}, {4, 3}, {3, -1}, {0, INT64_C(1) << 31}, {INT64_MAX, INT64_MAX}, {INT64_MIN, 3}, {3, INT64_MIN}};
+    for (size_t i = 0; i < sizeof headers / sizeof *headers; i++) {
+        world w;
+        world_init(&w);
+        test_note("length %lld, longest %lld", (long long)headers[i][0], (long long)headers[i][1]);
+        cache_header *h = w.states[0];
+        h->length = headers[i][0];
+        h->longest = headers[i][1];
+        for (int b = 0; b < w.n_watched; b++)
+            memcpy(w.watched[b].copy, w.watched[b].data, w.watched[b].bytes);
+        expect_failure(&w, run_prefill, NSA_ERR_INVALID_ARGUMENT, "args.states[0] is damaged");
+        expect_failure(&w, size_decode, NSA_ERR_INVALID_ARGUMENT, "args.states[0] is damaged");
+        w.state_arg = w.states[0];
+        expect_failure(&w, run_drop, NSA_ERR_INVALID_ARGUMENT, "state is damaged");
+        expect_failure(&w, run_length, NSA_ERR_INVALID_ARGUMENT, "state is damaged");
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cache),
         cmocka_unit_test(test_append),
+        cmocka_unit_test(test_damaged_state),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
