@@ -12,6 +12,12 @@ def run(*words):
     return subprocess.run([nsa, *words], capture_output=True, text=True, check=True).stdout
 
 
+def instruction_sets():
+    """What NSA_DISABLE_CPU knows, from what it says of what it does not know."""
+    said = subprocess.run([nsa, "info"], capture_output=True, text=True, env={"NSA_DISABLE_CPU": "none"}).stderr
+    return set(re.search(r"known are: (.*)", said).group(1).split(", "))
+
+
 def same(what, manual, program):
     global failed
     for missing in sorted(program - manual):
@@ -40,4 +46,6 @@ same("synopsis", set(re.findall(r"^\.Cm (\w+)$", text[: text.index(".Sh DESCRIPT
 for command in sorted(commands & set(sections)):
     listed = options(run(command, "--help"), r"^  --") - {("help", "")}
     same(f"nsa {command}", options(sections[command], r"^\.It Fl -"), listed)
+section = re.search(r"^\.It Ev NSA_DISABLE_CPU\n(.*?)^\.It ", text, re.M | re.S).group(1)
+same("NSA_DISABLE_CPU", set(re.findall(r"^\.Cm (\w+)", section, re.M)), instruction_sets())
 sys.exit(failed > 0)

@@ -51,7 +51,8 @@ static attn_tile carve(const tile_run *run, const key_blocks *keys, arena *a)
     t.q = floats(a, at_work + 1, t.ld_q); /* an odd last row pairs with zeros */
     t.scores = floats(a, at_work, KEY_BLOCK);
     t.own_block = arena_take(a, 1, keys->bytes);
-    t.scratch = floats(a, max_i64(keys->lanes, max_i64(at_work + 1, 3 * SIMD_PAD)), max_i64(keys->ld_k, keys->ld_v));
+    t.scratch =
+        floats(a, max_i64(keys->lanes, max_i64(at_work + 1, INT64_C(3) * SIMD_PAD)), max_i64(keys->ld_k, keys->ld_v));
     if (run->finish != NULL)
         t.kept = floats(a, most_blocks(keys), tile_rows * KEY_BLOCK);
     if (run->pass == TILE_FORWARD) {

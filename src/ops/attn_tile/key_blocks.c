@@ -23,7 +23,8 @@ void load_units(const nsa_ctx *ctx, const simd_attn *attn, float *y, const void 
 
 static int64_t pad_rows(int64_t n)
 {
-    return (n + 2 * SIMD_PAD - 1) / (2 * SIMD_PAD) * (2 * SIMD_PAD);
+    const int64_t pad = INT64_C(2) * SIMD_PAD;
+    return (n + pad - 1) / pad * pad;
 }
 
 /* An odd number of cache lines, so that a column of a matrix spreads over all sets of the cache. */
@@ -80,7 +81,7 @@ key_blocks key_blocks_carve(const attn_problem *p, tile_pass pass, visible_fn *v
         kb.n_blocks += blocks.hi - blocks.lo;
     }
     if (ahead)
-        kb.packed = arena_take(ws, kb.n_blocks * p->cfg->n_heads_kv, kb.bytes);
+        kb.packed = arena_take(ws, i64_mul(kb.n_blocks, p->cfg->n_heads_kv), kb.bytes);
     return kb;
 }
 
