@@ -29,6 +29,10 @@ install:
 	cmake --build $(BUILD) -j $(JOBS) --target nsa nsa_static nsa_command
 	DESTDIR=$(DESTDIR) cmake --install $(BUILD)
 
+# nsa.h and the pages of the project as HTML; needs doxygen.
+docs:
+	scripts/docs.sh $(BUILD)/html
+
 # Installs what is missing (Debian packages).
 setup:
 	scripts/setup.sh
@@ -39,4 +43,4 @@ format:
 clean:
 	rm -rf build build-*
 
-.PHONY: build demo test bench install setup format clean
+.PHONY: build demo test bench install docs setup format clean

@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(cmake pkg-config libcairo2-dev libcjson-dev libdnnl-dev libcmocka-dev python3 python3-numpy g++ mandoc
           bible-kjv bible-kjv-text)
 
-[[ ${1:-} == --ci ]] && packages+=(clang clang-format clang-tidy libclang-rt-dev libomp-dev)
+[[ ${1:-} == --ci ]] && packages+=(clang clang-format clang-tidy libclang-rt-dev libomp-dev doxygen)
 
 # gcc brings OpenMP along; Debian's clang does not.
 if ! echo 'int main(void) { return 0; }' | "${CC:-cc}" -fopenmp -x c -o /dev/null - 2>/dev/null; then
