@@ -18,9 +18,11 @@ test: setup
 	$(MAKE) --no-print-directory build
 	scripts/test.sh $(BUILD)
 
+# All that is promised about speed: a table, and a file of JSON lines to compare with later. About ten minutes.
+RESULTS = bench/results/$$(date -u +%F)-$$(git rev-parse --short HEAD).jsonl
 bench: setup
 	$(MAKE) --no-print-directory build
-	$(BUILD)/nsa bench
+	$(BUILD)/nsa bench --json >bench.jsonl.new && mv bench.jsonl.new $(RESULTS)
 
 # The library, the header, the command and its manual into $(DESTDIR)$(PREFIX). The library alone, without the packages
 # that the command needs: cmake -DNSA_LM=OFF -DNSA_TESTS=OFF, and cmake --install.

@@ -1,4 +1,9 @@
-/* nsa bench: what is measured (bench_case.c), against which ceiling (bench_peak.c), and how it is told (bench.c). */
+/*
+ * nsa bench. What is measured: one shape's operations (bench_case.c), a decoded token over many caches
+ * (bench_decode.c), oneDNN's dense attention (bench_onednn.c), a training step (bench_train.c); how often
+ * (bench_time.c) and against which ceiling (bench_peak.c); how it is told (bench_report.c); which shapes there are
+ * without arguments (bench_suite.c).
+ */
 #ifndef CLI_BENCH_H
 #define CLI_BENCH_H
 
@@ -6,8 +11,9 @@
 
 #include <stdbool.h>
 
-/* Multiply-adds of all threads in registers, GFLOP/s, in the instruction set `isa` (nsa_ctx_isa). */
-double bench_peak_gflops(const char *isa, int32_t n_threads);
+/* Dot products of all threads in registers, GFLOP/s: the ceiling of kernels of the instruction set `isa` (nsa_ctx_isa)
+ * over tensors of that dtype. */
+double bench_peak_gflops(const char *isa, nsa_dtype dtype, int32_t n_threads);
 
 typedef struct bench_shape {
     nsa_config cfg;
@@ -17,27 +23,77 @@ typedef struct bench_shape {
     int64_t seed;
 } bench_shape;
 
-typedef enum bench_op { BENCH_FORWARD, BENCH_BACKWARD, BENCH_PREFILL, BENCH_DECODE, BENCH_N_OPS } bench_op;
-typedef enum bench_attention { BENCH_NSA, BENCH_DENSE, BENCH_N_ATTENTIONS } bench_attention;
+typedef enum bench_op {
+    BENCH_FORWARD,
+    BENCH_BACKWARD,
+    BENCH_PREFILL,
+    BENCH_DECODE,
+    BENCH_FORWARD_GIVEN, /* forward with slc_idx as an input: all but the selection */
+    BENCH_COMPRESS,
+    BENCH_CMP_ATTN,
+    BENCH_SELECT, /* makes the scores of cmp_attn anew */
+    BENCH_SLC_ATTN,
+    BENCH_WIN_ATTN,
+    BENCH_GATE,
+    BENCH_TRAIN_STEP,
+    BENCH_N_OPS
+} bench_op;
+
+typedef enum bench_attention { BENCH_NSA, BENCH_DENSE, BENCH_ONEDNN, BENCH_N_ATTENTIONS } bench_attention;
 
 extern const char *const bench_op_names[BENCH_N_OPS];
 extern const char *const bench_attention_names[BENCH_N_ATTENTIONS];
 
 /* 2 (d_qk + d_v) per query head and attended pair of cmp, slc and win, or of dense attention; 2.5 times that for
- * backward. Nothing else counts: not phi, not the selection, not what a kernel computes twice. */
+ * backward. Nothing else counts: not phi, not the selection, not what a kernel computes twice. 0: no such pairs. */
 double bench_flop(const bench_shape *shape, bench_op op, bench_attention attention);
 
-/* The tensors of one shape and all that its operations need. NULL: no memory. */
-typedef struct bench_case bench_case;
-bench_case *bench_case_create(const nsa_ctx *ctx, const bench_shape *shape);
-void bench_case_destroy(bench_case *b);
+/* ---- How often --------------------------------------------------------------------------------------------------- */
+
+typedef struct bench_effort {
+    double seconds; /* repetitions take about as long as this together */
+    int min_reps;   /* but there are at least as many */
+} bench_effort;
 
 typedef struct bench_time {
     double ms; /* median */
     int reps;
 } bench_time;
 
-/* Runs for about `seconds` and at least once. In this order: backward needs what forward left, decode what prefill. */
-nsa_status bench_measure(bench_case *b, bench_op op, bench_attention attention, double seconds, bench_time *time);
+/* Functions that return bool: false after a failure, of which lm_error() tells. */
+typedef bool bench_step(void *self);
+
+/* Times run(self) after prepare(self), which may be NULL and is not timed. */
+bool bench_repeat(void *self, bench_step *prepare, bench_step *run, const bench_effort *effort, bench_time *time);
+
+/* ---- What -------------------------------------------------------------------------------------------------------- */
+
+/* The tensors of one shape and all that its operations need but those of decode. NULL: no memory. */
+typedef struct bench_case bench_case;
+bench_case *bench_case_create(const nsa_ctx *ctx, const bench_shape *shape);
+void bench_case_destroy(bench_case *b);
+
+/* By the library, of BENCH_NSA or BENCH_DENSE. Backward, slc_attn, ... need what forward left. */
+bool bench_measure(bench_case *b, bench_op op, bench_attention attention, const bench_effort *effort, bench_time *time);
+
+/* Of the last measurement: bytes of workspace; of the q, k, v and o that a forward by its attention takes. */
+size_t bench_case_workspace(const bench_case *b);
+size_t bench_case_tensors(const bench_case *b);
+
+/* What oneDNN computes in where the tensors are of that dtype: bf16 if the CPU multiplies it, else f32. */
+nsa_dtype bench_onednn_dtype(nsa_dtype dtype);
+
+/* The dense forward by oneDNN, which must agree with that of the library, measured before. *block: query tokens at a
+ * time; 0 tries some and tells the fastest. */
+bool bench_measure_onednn(const bench_case *b, int64_t *block, const bench_effort *effort, bench_time *time);
+
+/* A token after seqlen tokens. Equal caches are used in turn, so that none is still in the CPU's when its turn comes
+ * again; *rotated: the bytes that a round reads. */
+bool bench_measure_decode(const nsa_ctx *ctx, const bench_shape *shape, bench_attention attention,
+                          const bench_effort *effort, bench_time *time, int64_t *rotated);
+
+/* A step of `nsa train` with its default model on one sequence of `context` random bytes. *shape: its attention's. */
+bool bench_measure_train(int32_t context, bench_attention attention, const bench_effort *effort, bench_shape *shape,
+                         bench_time *time);
 
 #endif

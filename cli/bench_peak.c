@@ -1,7 +1,7 @@
 /*
  * The peak is what independent multiply-adds in registers reach in the instruction set that the library runs: a ceiling
  * that no kernel of that set can pass. It is measured beside the kernels, so that a slow or a shared machine lowers
- * both. Plain C: the compilers turn the inner loop into vectors that stay in registers.
+ * both.
  */
 #include "cli/bench.h"
 #include "cli/progress.h"
@@ -10,10 +10,14 @@
 #include <omp.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 enum { ROUNDS = 1 << 21, TRIES = 16 };
 
-/* 12 vectors: enough chains to hide the latency, few enough for 16 registers. */
-enum { LANES_128 = 12 * 4, LANES_256 = 12 * 8 };
+/* Vectors: enough chains to hide the latency, few enough for the registers. */
+enum { CHAINS = 12, CHAINS_512 = 16 };
 
 static float sum(const float *x, int n)
 {
@@ -23,39 +27,73 @@ static float sum(const float *x, int n)
     return s;
 }
 
+/* The compilers turn the inner loop into vectors that stay in registers. */
 #define PEAK_LOOP(lanes, multiply_add)                                                                                 \
-    float x[lanes];                                                                                                    \
-    for (int i = 0; i < (lanes); i++)                                                                                  \
+    float x[CHAINS * (lanes)];                                                                                         \
+    for (int i = 0; i < CHAINS * (lanes); i++)                                                                         \
         x[i] = start + (float)i;                                                                                       \
     for (int r = 0; r < ROUNDS; r++)                                                                                   \
-        for (int i = 0; i < (lanes); i++)                                                                              \
+        for (int i = 0; i < CHAINS * (lanes); i++)                                                                     \
             x[i] = multiply_add;                                                                                       \
-    return sum(x, lanes)
+    return sum(x, CHAINS * (lanes))
 
-static float loop_128(float start)
+static float loop_scalar(float start)
 {
-    PEAK_LOOP(LANES_128, x[i] * 0.5F + 1.0F);
+    PEAK_LOOP(4, x[i] * 0.5F + 1.0F);
 }
 
 #if defined(__x86_64__)
 __attribute__((target("avx2,fma"))) static float loop_avx2(float start)
 {
-    PEAK_LOOP(LANES_256, fmaf(x[i], 0.5F, 1.0F));
+    PEAK_LOOP(8, fmaf(x[i], 0.5F, 1.0F));
+}
+
+#define PEAK_LOOP_512(multiply_add)                                                                                    \
+    __m512 x[CHAINS_512];                                                                                              \
+    float total = 0;                                                                                                   \
+    _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS_512; i++) x[i] = _mm512_set1_ps(start + (float)i);             \
+    for (int r = 0; r < ROUNDS; r++)                                                                                   \
+        _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS_512; i++) x[i] = multiply_add;                             \
+    _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS_512; i++) total += _mm512_reduce_add_ps(x[i]);                 \
+    return total
+
+__attribute__((target("avx512f"))) static float loop_avx512(float start)
+{
+    const __m512 half = _mm512_set1_ps(0.5F), one = _mm512_set1_ps(1.0F);
+    PEAK_LOOP_512(_mm512_fmadd_ps(x[i], half, one));
+}
+
+__attribute__((target("avx512f,avx512bf16"))) static float loop_bf16(float start)
+{
+    const __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80), b = (__m512bh)_mm512_set1_epi16(0x3c00); /* 1, 2^-7 */
+    PEAK_LOOP_512(_mm512_dpbf16_ps(x[i], a, b));
 }
 #endif
 
-double bench_peak_gflops(const char *isa, int32_t n_threads)
+typedef struct peak_loop {
+    float (*run)(float start);
+    double flop; /* of a round */
+} peak_loop;
+
+static peak_loop choose(const char *isa, nsa_dtype dtype)
 {
-    float (*loop)(float) = loop_128;
-    int lanes = LANES_128;
 #if defined(__x86_64__)
-    if (strcmp(isa, "avx2") == 0) {
-        loop = loop_avx2;
-        lanes = LANES_256;
-    }
+    if (strcmp(isa, "avx512bf16") == 0 && dtype == NSA_BF16)
+        return (peak_loop){loop_bf16, 2 * 2 * 16 * CHAINS_512};
+    if (strncmp(isa, "avx512", 6) == 0)
+        return (peak_loop){loop_avx512, 2 * 16 * CHAINS_512};
+    if (strcmp(isa, "avx2") == 0)
+        return (peak_loop){loop_avx2, 2 * 8 * CHAINS};
 #else
     (void)isa;
+    (void)dtype;
 #endif
+    return (peak_loop){loop_scalar, 2 * 4 * CHAINS};
+}
+
+double bench_peak_gflops(const char *isa, nsa_dtype dtype, int32_t n_threads)
+{
+    const peak_loop loop = choose(isa, dtype);
     double best = 0;
     volatile float sink = 0; /* the loops must run */
     for (int i = 0; i < TRIES; i++) {
@@ -64,8 +102,8 @@ double bench_peak_gflops(const char *isa, int32_t n_threads)
 #pragma omp parallel num_threads(n_threads) reduction(+ : total, gflops)
         {
             const double start = seconds_now();
-            total += loop((float)i);
-            gflops += 2e-9 * lanes * ROUNDS / (seconds_now() - start);
+            total += loop.run((float)i);
+            gflops += 1e-9 * loop.flop * ROUNDS / (seconds_now() - start);
         }
         sink = total;
         best = fmax(best, gflops);

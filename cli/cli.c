@@ -6,6 +6,7 @@
 #include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 void cli_one_line(char *message)
 {
@@ -33,6 +34,22 @@ int cli_fail(const char *format, ...)
 const char *cli_commit(void)
 {
     return NSA_COMMIT;
+}
+
+void cli_cpu_model(char *model, size_t size)
+{
+    char line[256];
+    snprintf(model, size, "unknown");
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        const char *value = strchr(line, ':');
+        if (strncmp(line, "model name", 10) == 0 && value != NULL) {
+            snprintf(model, size, "%.*s", (int)strcspn(value + 2, "\n\"\\"), value + 2);
+            break;
+        }
+    }
+    if (file != NULL)
+        fclose(file);
 }
 
 int cli_write_file(const char *path, const void *data, size_t bytes)

@@ -20,6 +20,9 @@ int cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* "86861fe": the commit that this was built from; "" if not from a git checkout. */
 const char *cli_commit(void);
 
+/* "AMD EPYC 7763 64-Core Processor", without characters that JSON would escape; "unknown". */
+void cli_cpu_model(char *model, size_t size);
+
 /* Control characters, line ends among them, become spaces: what a message quotes may come from a file. */
 void cli_one_line(char *message);
 

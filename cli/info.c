@@ -6,25 +6,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
-
-static void print_cpu_model(void)
-{
-    char line[256];
-    const char *model = "unknown\n";
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
-        const char *value = strchr(line, ':');
-        if (strncmp(line, "model name", 10) == 0 && value != NULL) {
-            model = value + 2;
-            break;
-        }
-    }
-    printf("cpu       %s", model);
-    if (file != NULL)
-        fclose(file);
-}
 
 static void print_cpu_features(void)
 {
@@ -77,7 +59,9 @@ int cmd_info(int argc, char **argv)
     printf("version   %s", nsa_version());
     printf(*cli_commit() != '\0' ? ", commit %s\n" : "%s\n", cli_commit());
     printf("devices   cpu\n");
-    print_cpu_model();
+    char model[128];
+    cli_cpu_model(model, sizeof model);
+    printf("cpu       %s\n", model);
     print_cpu_features();
     printf("threads   %d of %ld cores\n", nsa_ctx_threads(ctx), sysconf(_SC_NPROCESSORS_ONLN));
     print_kernels(nsa_ctx_isa(ctx));

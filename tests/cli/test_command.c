@@ -223,24 +223,37 @@ static void test_map_and_losses(void **state)
     cJSON_Delete(json);
 }
 
+static const char *word_of(const cJSON *json, const char *key)
+{
+    return cJSON_GetStringValue(cJSON_GetObjectItem(json, key));
+}
+
+/* Forward, prefill and decode by NSA, by dense attention and by oneDNN, whose outputs it compares; backward by two. */
 static void test_bench(void **state)
 {
     (void)state;
-    static const char *const keys[] = {"op",     "attention", "phi",           "device",  "dtype", "batch",
-                                       "seqlen", "heads_q",   "heads_kv",      "d_qk",    "d_v",   "threads",
-                                       "ms",     "gflops",    "peak_fraction", "version", "commit"};
+    static const char *const keys[] = {"op",     "attention", "phi",      "device", "dtype",  "batch",
+                                       "seqlen", "heads_q",   "heads_kv", "d_qk",   "d_v",    "threads",
+                                       "isa",    "selection", "reps",     "ms",     "gflops", "peak_fraction",
+                                       "date",   "cpu",       "version",  "commit"};
     nsa_succeeds("bench --quick --json --lengths 65,128 --heads-q 4 --heads-kv 2 --d-qk 16 --d-v 8 --batch 2 "
                  "--threads 2 --dtype bf16 --phi linear --chart bench.png");
     assert_png("bench.png");
-    int lines = 0;
+    int lines = 0, onednn = 0, workspaces = 0;
     for (char *line = strtok(out_text, "\n"); line != NULL; line = strtok(NULL, "\n"), lines++) {
         cJSON *json = cJSON_Parse(line);
         for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
             assert_non_null(cJSON_GetObjectItem(json, keys[i]));
         assert_true(cJSON_GetObjectItem(json, "ms")->valuedouble > 0);
+        assert_true(cJSON_GetObjectItem(json, "gflops")->valuedouble > 0);
+        onednn += strcmp(word_of(json, "attention"), "onednn") == 0;
+        workspaces += cJSON_HasObjectItem(json, "workspace_bytes");
+        assert_int_equal(cJSON_HasObjectItem(json, "rotated_bytes"), strcmp(word_of(json, "op"), "decode") == 0);
         cJSON_Delete(json);
     }
-    assert_int_equal(lines, 2 * 4 * 2);
+    assert_int_equal(lines, 2 * (3 + 2 + 3 + 3));
+    assert_int_equal(onednn, 2 * 3);
+    assert_int_equal(workspaces, 2 * (2 + 2 + 2));
 }
 
 static void test_plain_commands(void **state)

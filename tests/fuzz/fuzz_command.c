@@ -21,7 +21,7 @@ int nsa_main(int argc, char **argv); /* cli/main.c */
 bool __wrap_corpus_load(corpus *t, const char *const *paths, int32_t n_paths);
 bool __wrap_checkpoint_load_model(const char *path, model **m, checkpoint_info *info);
 FILE *__wrap_fopen(const char *path, const char *mode);
-double __wrap_bench_peak_gflops(const char *isa, int32_t n_threads);
+double __wrap_bench_peak_gflops(const char *isa, nsa_dtype dtype, int32_t n_threads);
 bench_case *__wrap_bench_case_create(const nsa_ctx *ctx, const bench_shape *shape);
 
 bool __wrap_corpus_load(corpus *t, const char *const *paths, int32_t n_paths)
@@ -45,9 +45,9 @@ FILE *__wrap_fopen(const char *path, const char *mode)
     return NULL;
 }
 
-double __wrap_bench_peak_gflops(const char *isa, int32_t n_threads)
+double __wrap_bench_peak_gflops(const char *isa, nsa_dtype dtype, int32_t n_threads)
 {
-    FUZZ_CHECK(strlen(isa) > 0 && n_threads > 0);
+    FUZZ_CHECK(strlen(isa) > 0 && (dtype == NSA_F32 || dtype == NSA_BF16) && n_threads > 0);
     return 1.0;
 }
 

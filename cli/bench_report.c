@@ -1,0 +1,240 @@
+#include "cli/bench_report.h"
+
+#include "cli/cli.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char *const dtype_names[] = {[NSA_F32] = "f32", [NSA_BF16] = "bf16", [NSA_F16] = "f16"};
+static const char *const phi_names[] = {"mean", "linear", "gated_token", "gated_channel", "mlp"};
+
+/* With --json standard output has JSON alone. */
+static FILE *table(const bench_report *r)
+{
+    return r->json ? stderr : stdout;
+}
+
+/* ---- Peaks ------------------------------------------------------------------------------------------------------- */
+
+/* Measured once. Only sets with dot products of bf16 have another peak for it. */
+static double peak_of(bench_report *r, const nsa_ctx *ctx, nsa_dtype dtype)
+{
+    const char *isa = nsa_ctx_isa(ctx);
+    dtype = dtype == NSA_BF16 && strcmp(isa, "avx512bf16") == 0 ? NSA_BF16 : NSA_F32;
+    const int32_t threads = nsa_ctx_threads(ctx);
+    for (int i = 0; i < r->n_peaks; i++)
+        if (strcmp(r->peaks[i].isa, isa) == 0 && r->peaks[i].dtype == dtype && r->peaks[i].threads == threads)
+            return r->peaks[i].gflops;
+    const double gflops = bench_peak_gflops(isa, dtype, threads);
+    if (r->n_peaks < BENCH_MAX_PEAKS)
+        r->peaks[r->n_peaks++] = (bench_peak){isa, dtype, threads, gflops};
+    return gflops;
+}
+
+/* ---- Rows -------------------------------------------------------------------------------------------------------- */
+
+static bool on_terminal(void)
+{
+    return isatty(STDERR_FILENO) == 1;
+}
+
+static void clear_doing(void)
+{
+    if (on_terminal())
+        fputs("\r\033[K", stderr);
+}
+
+void bench_report_start(bench_report *r, const nsa_ctx *ctx, bool json)
+{
+    r->json = json;
+    r->isa = nsa_ctx_isa(ctx);
+    cli_cpu_model(r->cpu, sizeof r->cpu);
+    fprintf(table(r), "%s (%s), %d threads; peak, GFLOP/s: %.1f of f32, %.1f of bf16\n\n", r->cpu, r->isa,
+            nsa_ctx_threads(ctx), peak_of(r, ctx, NSA_F32), peak_of(r, ctx, NSA_BF16));
+    fprintf(table(r), "%-10s %-9s %-4s %-10s %3s %7s %7s %8s %4s %11s %8s %6s\n", "op", "attention", "type", "isa",
+            "thr", "heads", "d", "tokens", "reps", "ms", "GFLOP/s", "peak");
+    fflush(table(r));
+}
+
+void bench_report_section(const bench_report *r, const char *title)
+{
+    clear_doing();
+    fprintf(table(r), "\n%s\n", title);
+}
+
+/* "nsa", "dense", "onednn"; forward with slc_idx given is "nsa given". */
+static const char *attention_word(bench_op op, bench_attention attention)
+{
+    return op == BENCH_FORWARD_GIVEN ? "nsa given" : bench_attention_names[attention];
+}
+
+void bench_report_doing(const bench_report *r, const bench_shape *shape, bench_op op, bench_attention attention)
+{
+    (void)r;
+    if (!on_terminal())
+        return;
+    fprintf(stderr, "\r\033[K... %s %s, %d/%d heads, d %d/%d, %d tokens", bench_op_names[op],
+            attention_word(op, attention), shape->cfg.n_heads_q, shape->cfg.n_heads_kv, shape->cfg.d_qk, shape->cfg.d_v,
+            shape->seqlen);
+    fflush(stderr);
+}
+
+void bench_report_left_out(const bench_report *r, const bench_shape *shape, bench_op op, bench_attention attention,
+                           double seconds)
+{
+    char heads[16], d[16];
+    clear_doing();
+    snprintf(heads, sizeof heads, "%d/%d", shape->cfg.n_heads_q, shape->cfg.n_heads_kv);
+    snprintf(d, sizeof d, "%d/%d", shape->cfg.d_qk, shape->cfg.d_v);
+    fprintf(table(r), "%-10s %-9s %-4s %-10s %3s %7s %7s %8d  left out: a repetition may take %.0f s\n",
+            bench_op_names[op], attention_word(op, attention), "", "", "", heads, d, shape->seqlen, seconds);
+    fflush(table(r));
+}
+
+static bool same_shape(const bench_shape *a, const bench_shape *b)
+{
+    return a->cfg.n_heads_q == b->cfg.n_heads_q && a->cfg.n_heads_kv == b->cfg.n_heads_kv &&
+           a->cfg.d_qk == b->cfg.d_qk && a->cfg.d_v == b->cfg.d_v && a->batch == b->batch;
+}
+
+bool bench_report_comparable(const bench_report *r, const bench_record *x, const bench_record *like)
+{
+    const bool onednn = x->attention == BENCH_ONEDNN;
+    const char *isa = onednn ? r->isa : x->isa;
+    const nsa_dtype dtype = onednn ? bench_onednn_dtype(like->shape.dtype) : like->shape.dtype;
+    return same_shape(&x->shape, &like->shape) && x->shape.dtype == dtype && isa != NULL && like->isa != NULL &&
+           strcmp(isa, like->isa) == 0;
+}
+
+const bench_record *bench_report_find(const bench_report *r, const bench_record *like, bench_op op,
+                                      bench_attention attention, int32_t threads)
+{
+    for (int i = r->n - 1; i >= 0; i--) {
+        const bench_record *x = &r->records[i];
+        if (x->op == op && x->attention == attention && x->threads == threads &&
+            x->shape.seqlen == like->shape.seqlen && bench_report_comparable(r, x, like))
+            return x;
+    }
+    return NULL;
+}
+
+typedef struct notes {
+    char text[160];
+    size_t used;
+} notes;
+
+static void note(notes *n, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void note(notes *n, const char *format, ...)
+{
+    va_list ap;
+    va_start(ap, format);
+    if (n->used < sizeof n->text)
+        n->used += (size_t)vsnprintf(n->text + n->used, sizeof n->text - n->used, format, ap);
+    va_end(ap);
+}
+
+/* How it compares with what was measured before. */
+static void compare(const bench_report *r, const bench_record *x, notes *n)
+{
+    const double ms = x->time.ms;
+    for (int a = (int)x->attention + 1; a < BENCH_N_ATTENTIONS; a++) {
+        const bench_record *y = bench_report_find(r, x, x->op, (bench_attention)a, x->threads);
+        if (y != NULL)
+            note(n, "  %.2fx %s", y->time.ms / ms, a == BENCH_DENSE ? "dense" : "oneDNN");
+    }
+    const bench_record *forward = bench_report_find(r, x, BENCH_FORWARD, x->attention, x->threads);
+    if (x->op == BENCH_BACKWARD && forward != NULL)
+        note(n, "  %.2f times forward", ms / forward->time.ms);
+    if (x->op == BENCH_FORWARD_GIVEN && forward != NULL)
+        note(n, "  selection is %.1f%% of forward", 100 * (1 - ms / forward->time.ms));
+    const bench_record *one = x->threads > 1 ? bench_report_find(r, x, x->op, x->attention, 1) : NULL;
+    if (one != NULL)
+        note(n, "  %.2fx one thread", one->time.ms / ms);
+    if (x->op == BENCH_FORWARD && x->attention == BENCH_NSA)
+        note(n, "  workspace %.1f MB, %.2f of q k v o", 1e-6 * (double)x->workspace,
+             (double)x->workspace / (double)x->tensors);
+    if (x->op == BENCH_TRAIN_STEP)
+        note(n, "  %.0f tokens/s", 1e3 * x->shape.seqlen * x->shape.batch / ms);
+}
+
+static void print_row(const bench_report *r, const bench_record *x)
+{
+    const bench_shape *s = &x->shape;
+    char heads[16], d[16], gflops[16] = "", peak[16] = "";
+    notes n = {.used = 0};
+    snprintf(heads, sizeof heads, "%d/%d", s->cfg.n_heads_q, s->cfg.n_heads_kv);
+    snprintf(d, sizeof d, "%d/%d", s->cfg.d_qk, s->cfg.d_v);
+    if (x->gflops > 0) {
+        snprintf(gflops, sizeof gflops, "%.1f", x->gflops);
+        snprintf(peak, sizeof peak, "%.1f%%", 100 * x->gflops / x->peak);
+    }
+    compare(r, x, &n);
+    clear_doing();
+    fprintf(table(r), "%-10s %-9s %-4s %-10s %3d %7s %7s %8d %4d %11.3f %8s %6s%s\n", bench_op_names[x->op],
+            attention_word(x->op, x->attention), dtype_names[s->dtype], x->isa != NULL ? x->isa : "", x->threads, heads,
+            d, s->seqlen, x->time.reps, x->time.ms, gflops, peak, n.text);
+    fflush(table(r));
+}
+
+/* ---- JSON -------------------------------------------------------------------------------------------------------- */
+
+static void print_word(const char *key, const char *word)
+{
+    const char *quote = word != NULL ? "\"" : "";
+    printf("\"%s\":%s%s%s,", key, quote, word != NULL ? word : "null", quote);
+}
+
+static void print_json(const bench_report *r, const bench_record *x)
+{
+    const bench_shape *s = &x->shape;
+    const bool nsa = x->attention == BENCH_NSA;
+    const time_t now = time(NULL);
+    struct tm utc;
+    char date[16] = "";
+    if (gmtime_r(&now, &utc) != NULL)
+        (void)strftime(date, sizeof date, "%Y-%m-%d", &utc);
+    putchar('{');
+    print_word("op", bench_op_names[x->op]);
+    print_word("attention", bench_attention_names[x->attention]);
+    print_word("phi", nsa ? phi_names[s->phi] : NULL);
+    print_word("device", "cpu");
+    print_word("cpu", r->cpu);
+    print_word("dtype", dtype_names[s->dtype]);
+    printf("\"batch\":%d,\"seqlen\":%d,\"heads_q\":%d,\"heads_kv\":%d,\"d_qk\":%d,\"d_v\":%d,\"threads\":%d,", s->batch,
+           s->seqlen, s->cfg.n_heads_q, s->cfg.n_heads_kv, s->cfg.d_qk, s->cfg.d_v, x->threads);
+    print_word("isa", x->isa);
+    print_word("selection", !nsa ? NULL : x->op == BENCH_FORWARD_GIVEN ? "given" : "random");
+    printf("\"reps\":%d,\"ms\":%.6g,", x->time.reps, x->time.ms);
+    if (x->gflops > 0)
+        printf("\"gflops\":%.6g,\"peak_fraction\":%.4g,", x->gflops, x->gflops / x->peak);
+    else
+        printf("\"gflops\":null,\"peak_fraction\":null,");
+    if (x->tensors > 0)
+        printf("\"workspace_bytes\":%zu,\"tensor_bytes\":%zu,", x->workspace, x->tensors);
+    if (x->rotated > 0)
+        printf("\"rotated_bytes\":%lld,", (long long)x->rotated);
+    if (x->op == BENCH_TRAIN_STEP)
+        printf("\"tokens_per_s\":%.6g,", 1e3 * s->seqlen * s->batch / x->time.ms);
+    print_word("date", date);
+    print_word("version", nsa_version());
+    const char *commit = *cli_commit() != '\0' ? cli_commit() : NULL;
+    const char *quote = commit != NULL ? "\"" : "";
+    printf("\"commit\":%s%s%s}\n", quote, commit != NULL ? commit : "null", quote);
+    fflush(stdout);
+}
+
+void bench_report_add(bench_report *r, const nsa_ctx *ctx, bench_record x)
+{
+    x.threads = nsa_ctx_threads(ctx);
+    x.isa = x.attention == BENCH_ONEDNN ? NULL : nsa_ctx_isa(ctx);
+    x.peak = peak_of(r, ctx, x.shape.dtype);
+    x.gflops = x.op == BENCH_TRAIN_STEP ? 0 : bench_flop(&x.shape, x.op, x.attention) / (1e6 * x.time.ms);
+    print_row(r, &x);
+    if (r->json)
+        print_json(r, &x);
+    if (r->n < BENCH_MAX_RECORDS)
+        r->records[r->n++] = x;
+}
