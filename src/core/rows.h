@@ -96,6 +96,9 @@ static inline const void *rows_at(const rows *x, int64_t r)
     return x->ring + r % x->ring_rows * x->row_bytes;
 }
 
+/* Rows r .. r+n-1 where they lie, if they are evenly spaced there: *stride_bytes apart. Else NULL. */
+const void *rows_run(const rows *x, int64_t r, int64_t n, int64_t *stride_bytes);
+
 typedef struct row_source row_source;
 struct row_source {
     nsa_dtype dtype;

@@ -195,11 +195,14 @@ void tile_pick(attn_tile *t, const int32_t *list, int64_t from, int64_t n)
 
 /* ---- Masks ------------------------------------------------------------------------------------------------------- */
 
-/* What those at work see of a block. */
+/* The part of a block that those at work see, from a multiple of SIMD_PAD keys on: a block of its own. */
 typedef struct view {
-    int64_t end;   /* no row sees a key from here on */
-    int64_t width; /* end, padded */
-    bool masked;   /* some row does not see some column below width */
+    key_block block;
+    int64_t skipped; /* keys before it */
+    int64_t end;     /* no row sees a key of it from here on */
+    int64_t width;   /* end, padded */
+    int64_t lanes;   /* keys that are packed, zeros included */
+    bool masked;     /* some row does not see some column below width */
 } view;
 
 static int32_t clamp(int64_t x, int64_t n)
@@ -207,13 +210,27 @@ static int32_t clamp(int64_t x, int64_t n)
     return (int32_t)(x < 0 ? 0 : x > n ? n : x);
 }
 
-static view look_at(attn_tile *t, const key_block *block)
+static const float *skip(const float *form, int64_t n)
 {
-    view v = {0, 0, false};
+    return form == NULL ? NULL : form + n;
+}
+
+static view look_at(attn_tile *t, key_block block)
+{
+    const int64_t n_picked = t->n_picked, pack = t->attn->pack;
+    view v = {.block = block};
+    v.skipped = clamp(t->sees[t->picked[0]].lo - block.first, block.n) / SIMD_PAD * SIMD_PAD;
+    v.lanes = t->keys->lanes - v.skipped;
+    v.block.first += v.skipped;
+    v.block.n -= v.skipped;
+    v.block.k_lanes = skip(block.k_lanes, v.skipped);
+    v.block.v_lanes = skip(block.v_lanes, v.skipped);
+    v.block.k_rows = skip(block.k_rows, v.skipped / pack * t->keys->ld_k);
+    v.block.v_rows = skip(block.v_rows, v.skipped / pack * t->keys->ld_v);
     int64_t all_from = 0, all_to = KEY_BLOCK;
-    for (int64_t i = 0; i < t->n_picked; i++) {
+    for (int64_t i = 0; i < n_picked; i++) {
         const span sees = t->sees[t->picked[i]];
-        const int32_t lo = clamp(sees.lo - block->first, block->n), hi = clamp(sees.hi - block->first, block->n);
+        const int32_t lo = clamp(sees.lo - v.block.first, v.block.n), hi = clamp(sees.hi - v.block.first, v.block.n);
         for (int64_t h = 0; h < t->group; h++)
             t->spans[i * t->group + h] = (simd_span){lo, hi > lo ? hi : lo};
         all_from = max_i64(all_from, lo);
@@ -251,19 +268,19 @@ static int64_t units_of(const attn_tile *t, int64_t n)
 }
 
 /* x adds to all rows at work a product with the block's rows, x->b. */
-static void add_to_rows(const attn_tile *t, simd_product x, view v)
+static void add_to_rows(const attn_tile *t, simd_product x, const view *v)
 {
     x.c_rows = t->picked_rows;
     x.m = t->n_picked * t->group;
-    x.k = units_of(t, v.end);
-    if (!v.masked || !nonfinite(t, x.b, t->keys->lanes, x.ldb)) {
+    x.k = units_of(t, v->end);
+    if (!v->masked || !nonfinite(t, x.b, v->lanes, x.ldb)) {
         t->attn->product(&x);
         return;
     }
     const float *all = x.b;
     x.m = t->group;
     for (int64_t i = 0; i < t->n_picked; i++) {
-        x.b = only_rows(t, t->scratch, all, t->keys->lanes, x.ldb, t->spans[i * t->group]);
+        x.b = only_rows(t, t->scratch, all, v->lanes, x.ldb, t->spans[i * t->group]);
         t->attn->product(&x);
         x.c_rows += t->group;
         x.a += t->group * x.a_row;
@@ -272,15 +289,15 @@ static void add_to_rows(const attn_tile *t, simd_product x, view v)
 }
 
 /* x adds to the block's keys a product with the rows at work, x->b. */
-static void add_to_keys(const attn_tile *t, simd_product x, view v)
+static void add_to_keys(const attn_tile *t, simd_product x, const view *v)
 {
     const int64_t n_rows = units_of(t, t->n_picked * t->group) * t->attn->pack;
     x.add = 1;
     x.a_row = 1;
     x.a_col = KEY_BLOCK;
-    x.m = v.end;
+    x.m = v->end;
     x.k = n_rows / t->attn->pack;
-    if (!v.masked || !nonfinite(t, x.b, n_rows, x.ldb)) {
+    if (!v->masked || !nonfinite(t, x.b, n_rows, x.ldb)) {
         t->attn->product(&x);
         return;
     }
@@ -288,7 +305,7 @@ static void add_to_keys(const attn_tile *t, simd_product x, view v)
     x.m = 1;
     int64_t from = 0,
             to = 0; /* both ends of what is visible grow with the token, so those that see a key stand together */
-    for (int64_t j = 0; j < v.end; j++) {
+    for (int64_t j = 0; j < v->end; j++) {
         while (from < t->n_picked && t->spans[from * t->group].hi <= j)
             from++;
         to = max_i64(to, from);
@@ -305,7 +322,7 @@ static void add_to_keys(const attn_tile *t, simd_product x, view v)
 /* ---- A block ----------------------------------------------------------------------------------------------------- */
 
 static simd_product with_lanes(attn_tile *t, float *s, const float *a, int64_t ld, const float *lanes, int64_t units,
-                               view v)
+                               const view *v)
 {
     return (simd_product){.c = s,
                           .ldc = KEY_BLOCK,
@@ -315,20 +332,20 @@ static simd_product with_lanes(attn_tile *t, float *s, const float *a, int64_t l
                           .b = lanes,
                           .ldb = t->keys->lanes,
                           .m = t->n_picked * t->group,
-                          .n = v.width,
+                          .n = v->width,
                           .k = units,
-                          .ahead = &t->ahead};
+                          .ahead = &t->ahead[0]};
 }
 
-static void forward(attn_tile *t, const key_block *block, view v, const float *s)
+static void forward(attn_tile *t, const view *v, const float *s)
 {
     t->attn->softmax(&(simd_softmax){.s = s,
                                      .ld_s = KEY_BLOCK,
                                      .p = t->prob,
                                      .ld_p = KEY_BLOCK,
                                      .m = t->n_picked * t->group,
-                                     .n = v.width,
-                                     .sees = v.masked ? t->spans : NULL,
+                                     .n = v->width,
+                                     .sees = v->masked ? t->spans : NULL,
                                      .rows = t->picked_rows,
                                      .scale = t->scale,
                                      .max = t->max,
@@ -341,24 +358,24 @@ static void forward(attn_tile *t, const key_block *block, view v, const float *s
                                .a = t->prob,
                                .a_row = KEY_BLOCK,
                                .a_col = 1,
-                               .b = block->v_rows,
+                               .b = v->block.v_rows,
                                .ldb = t->keys->ld_v,
                                .n = t->p->cfg->d_v,
-                               .ahead = &t->ahead},
+                               .ahead = &t->ahead[1]},
                 v);
 }
 
-static void backward(attn_tile *t, const key_block *block, view v, int64_t number)
+static void backward(attn_tile *t, const view *v, int64_t number)
 {
     const key_blocks *keys = t->keys;
-    const simd_product dp = with_lanes(t, t->dp, t->d_o, t->ld_do, block->v_lanes, keys->units_v, v);
+    const simd_product dp = with_lanes(t, t->dp, t->d_o, t->ld_do, v->block.v_lanes, keys->units_v, v);
     t->attn->product(&dp);
     t->attn->softmax_grad(&(simd_softmax_grad){.s = t->scores,
                                                .dp = t->dp,
                                                .ld_s = KEY_BLOCK,
                                                .m = t->n_picked * t->group,
-                                               .n = v.width,
-                                               .sees = v.masked ? t->spans : NULL,
+                                               .n = v->width,
+                                               .sees = v->masked ? t->spans : NULL,
                                                .lse = t->row_lse,
                                                .delta = t->row_delta,
                                                .gate = t->row_gate,
@@ -373,13 +390,13 @@ static void backward(attn_tile *t, const key_block *block, view v, int64_t numbe
                                .a = t->ds,
                                .a_row = KEY_BLOCK,
                                .a_col = 1,
-                               .b = block->k_rows,
+                               .b = v->block.k_rows,
                                .ldb = keys->ld_k,
                                .n = t->p->cfg->d_qk,
-                               .ahead = &t->ahead},
+                               .ahead = &t->ahead[1]},
                 v);
     const bool pairs = t->attn->pack > 1;
-    const int64_t key = (t->head * keys->n_blocks + number) * keys->lanes;
+    const int64_t key = (t->head * keys->n_blocks + number) * keys->lanes + v->skipped;
     add_to_keys(t,
                 (simd_product){.c = t->dk + key * keys->ld_k,
                                .ldc = keys->ld_k,
@@ -400,20 +417,19 @@ static void backward(attn_tile *t, const key_block *block, view v, int64_t numbe
 
 void tile_attend(attn_tile *t, int64_t b, int64_t next)
 {
-    t->ahead = key_block_ahead(t->keys, t->s, t->head, next);
-    const key_block block = key_block_get(t->keys, t->s, t->head, &t->k, &t->v, b, t->own_block, t->scratch);
-    const view v = look_at(t, &block);
+    key_block_ahead(t->keys, t->s, t->head, &t->k, &t->v, next, t->ahead);
+    const view v = look_at(t, key_block_get(t->keys, t->s, t->head, &t->k, &t->v, b, t->own_block, t->scratch));
     if (v.end == 0)
         return;
     float *s = t->scores;
     if (t->run->finish != NULL)
-        s = t->kept + (b - t->kept_from) * t->n_tokens * t->group * KEY_BLOCK;
-    const simd_product qk = with_lanes(t, s, t->q, t->ld_q, block.k_lanes, t->keys->units_qk, v);
+        s = t->kept + (b - t->kept_from) * t->n_tokens * t->group * KEY_BLOCK + v.skipped;
+    const simd_product qk = with_lanes(t, s, t->q, t->ld_q, v.block.k_lanes, t->keys->units_qk, &v);
     t->attn->product(&qk);
     if (t->run->pass == TILE_FORWARD)
-        forward(t, &block, v, s);
+        forward(t, &v, s);
     else if (t->run->pass == TILE_BACKWARD)
-        backward(t, &block, v, t->keys->of_seq[t->s].start + b - t->keys->of_seq[t->s].lo);
+        backward(t, &v, t->keys->of_seq[t->s].start + b - t->keys->of_seq[t->s].lo);
 }
 
 /* ---- Results ----------------------------------------------------------------------------------------------------- */

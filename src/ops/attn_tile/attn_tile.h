@@ -80,9 +80,9 @@ struct attn_tile {
 
     float *dk, *dv; /* backward: [kv head][block number][lanes][ld_k], [..][ld_v] sums of the whole call */
 
-    simd_ahead ahead; /* the block after this one */
-    char *own_block;  /* keys->bytes */
-    float *scratch;   /* of packing, and careful products */
+    simd_ahead ahead[2]; /* keys and values of the block after this one */
+    char *own_block;     /* keys->bytes */
+    float *scratch;      /* of packing, and careful products */
 };
 
 /* Tokens that can be picked together. */

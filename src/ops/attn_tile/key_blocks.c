@@ -87,24 +87,54 @@ key_blocks key_blocks_carve(const attn_problem *p, tile_pass pass, visible_fn *v
 
 /* ---- Packing ----------------------------------------------------------------------------------------------------- */
 
-/* The keys from `first` on, as many as there are lanes, in one form or both; zeros for those that are not valid. */
-static void pack(const key_blocks *kb, const rows *from, int64_t first, span valid, int64_t d, int64_t units,
+/* A matrix of units. */
+typedef struct units {
+    const float *x;
+    int64_t ld;
+} units;
+
+/* The rows where they lie, if that is as units, all of them valid, and the kernels may read as far as they do. */
+static bool units_in_place(const key_blocks *kb, const rows *from, int64_t first, span valid, int64_t d, units *out)
+{
+    int64_t stride = 0;
+    const bool whole = first >= valid.lo && first + kb->lanes <= valid.hi && d % (2 * SIMD_PAD) == 0;
+    const bool as_units = from->dtype == (kb->attn->pack == 1 ? NSA_F32 : NSA_BF16);
+    if (!whole || !as_units)
+        return false;
+    out->x = rows_run(from, first, kb->lanes, &stride);
+    out->ld = stride / (int64_t)sizeof *out->x;
+    return out->x != NULL && stride % (int64_t)sizeof *out->x == 0 && (uintptr_t)out->x % sizeof *out->x == 0;
+}
+
+/* The keys from `first` on, as many as there are lanes; zeros for those that are not valid. */
+static void copy_units(const key_blocks *kb, const rows *from, int64_t first, span valid, int64_t d, float *to,
+                       int64_t ld)
+{
+    for (int64_t j = 0; j < kb->lanes; j++) {
+        if (first + j >= valid.lo && first + j < valid.hi)
+            load_units(kb->p->ctx, kb->attn, to + j * ld, rows_at(from, first + j), from->dtype, d, ld);
+        else
+            memset(to + j * ld, 0, (size_t)ld * sizeof *to);
+    }
+}
+
+/* In one form or both. */
+static void pack(const key_blocks *kb, const rows *from, int64_t first, span valid, int64_t d, int64_t n_units,
                  float *lanes, float *pairs, int64_t ld, float *scratch)
 {
     const simd_kernels *simd = kb->p->ctx->simd;
-    const bool in_place = kb->attn->pack == 1 && pairs != NULL; /* rows of floats are their own form */
-    float *x = in_place ? pairs : scratch;
-    const int64_t ldx = in_place ? ld : pad_rows(units);
-    for (int64_t j = 0; j < kb->lanes; j++) {
-        if (first + j >= valid.lo && first + j < valid.hi)
-            load_units(kb->p->ctx, kb->attn, x + j * ldx, rows_at(from, first + j), from->dtype, d, ldx);
-        else
-            memset(x + j * ldx, 0, (size_t)ldx * sizeof *x);
+    units x;
+    if (kb->attn->pack == 1 && pairs != NULL) { /* rows of floats are their own form */
+        copy_units(kb, from, first, valid, d, pairs, ld);
+        x = (units){pairs, ld};
+    } else if (!units_in_place(kb, from, first, valid, d, &x)) {
+        x = (units){scratch, pad_rows(n_units)};
+        copy_units(kb, from, first, valid, d, scratch, x.ld);
     }
     if (lanes != NULL)
-        simd->transpose(lanes, kb->lanes, x, ldx, kb->lanes, units);
-    if (pairs != NULL && !in_place)
-        simd->pair_rows(pairs, ld, x, ldx, kb->lanes, d);
+        simd->transpose(lanes, kb->lanes, x.x, x.ld, kb->lanes, n_units);
+    if (pairs != NULL && kb->attn->pack > 1)
+        simd->pair_rows(pairs, ld, x.x, x.ld, kb->lanes, d);
 }
 
 static float *form_at(char *block, size_t from, size_t to)
@@ -157,12 +187,30 @@ void key_blocks_pack(const key_blocks *kb, int64_t i, float *scratch)
     pack_block(kb, s, &k, &v, b, packed_at(kb, s, head, b), scratch);
 }
 
-simd_ahead key_block_ahead(const key_blocks *kb, int32_t s, int32_t head, int64_t b)
+/* As far as the rows lie side by side. */
+static simd_ahead rows_ahead(const key_blocks *kb, const rows *from, int64_t b, int64_t d)
 {
-    if (kb->packed == NULL || b < kb->of_seq[s].lo || b >= kb->of_seq[s].hi)
-        return (simd_ahead){NULL, NULL};
-    const char *block = packed_at(kb, s, head, b);
-    return (simd_ahead){block, block + kb->bytes};
+    int64_t stride = 0;
+    const int64_t n = keys_in_block(kb, b);
+    const char *first = rows_run(from, first_key(kb, b), n, &stride);
+    const int64_t row = d * (int64_t)dtype_size(from->dtype);
+    return stride == row ? (simd_ahead){first, first + n * row} : (simd_ahead){NULL, NULL};
+}
+
+void key_block_ahead(const key_blocks *kb, int32_t s, int32_t head, const rows *k, const rows *v, int64_t b,
+                     simd_ahead ahead[2])
+{
+    ahead[0] = ahead[1] = (simd_ahead){NULL, NULL};
+    if (b < kb->of_seq[s].lo || b >= kb->of_seq[s].hi)
+        return;
+    if (kb->packed != NULL) {
+        const char *block = packed_at(kb, s, head, b);
+        ahead[0] = (simd_ahead){block, block + kb->v_lanes};
+        ahead[1] = (simd_ahead){block + kb->v_lanes, block + kb->bytes};
+    } else {
+        ahead[0] = rows_ahead(kb, k, b, kb->p->cfg->d_qk);
+        ahead[1] = rows_ahead(kb, v, b, kb->p->cfg->d_v);
+    }
 }
 
 key_block key_block_get(const key_blocks *kb, int32_t s, int32_t head, const rows *k, const rows *v, int64_t b,

@@ -89,8 +89,10 @@ void key_blocks_pack(const key_blocks *kb, int64_t i, float *scratch);
 key_block key_block_get(const key_blocks *kb, int32_t s, int32_t head, const rows *k, const rows *v, int64_t b,
                         char *own, float *scratch);
 
-/* Its memory, if it is packed ahead and there is such a block. */
-simd_ahead key_block_ahead(const key_blocks *kb, int32_t s, int32_t head, int64_t b);
+/* Its memory as far as that is in one piece, of the keys and of the values: packed ahead, or as rows. Nothing if there
+ * is no such block. */
+void key_block_ahead(const key_blocks *kb, int32_t s, int32_t head, const rows *k, const rows *v, int64_t b,
+                     simd_ahead ahead[2]);
 
 /* A row of n elements as units, zeros up to `units` of them. */
 void load_units(const nsa_ctx *ctx, const simd_attn *attn, float *y, const void *x, nsa_dtype dtype, int64_t n,
