@@ -20,7 +20,8 @@ struct onednn_attn {
     dnnl_stream_t stream;
     int64_t n_blocks;
     block *blocks;
-    void *s; /* [batch][block * group][n_k] */
+    int64_t batch; /* of a product: all if there is one block; else 1, since only dense matrices have the fast path */
+    void *s;       /* [batch][block * group][n_k] */
 };
 
 bool onednn_has_bf16(void)
@@ -49,7 +50,7 @@ static size_t element_size(const onednn_attn *a)
 static bool describe(const onednn_attn *a, dnnl_memory_desc_t *md, int64_t rows, int64_t columns, int64_t stride,
                      bool transposed)
 {
-    const dnnl_dims_t dims = {a->p.batch, rows, columns};
+    const dnnl_dims_t dims = {a->batch, rows, columns};
     const dnnl_dims_t strides = {stride, transposed ? 1 : columns, transposed ? rows : 1};
     return ok(dnnl_memory_desc_init_by_strides(md, 3, dims, a->p.bf16 ? dnnl_bf16 : dnnl_f32, strides));
 }
@@ -102,8 +103,9 @@ static bool fill(onednn_attn *a)
     TRY(dnnl_engine_create(&a->engine, dnnl_cpu, 0));
     TRY(dnnl_stream_create(&a->stream, a->engine, dnnl_stream_default_flags));
     const int64_t rows = p->block < p->n_q ? p->block : p->n_q;
-    const size_t s_bytes = size_of(i64_mul(i64_mul(p->batch * p->group, rows), p->n_k), element_size(a));
     a->n_blocks = (p->n_q + rows - 1) / rows;
+    a->batch = a->n_blocks == 1 ? p->batch : 1;
+    const size_t s_bytes = size_of(i64_mul(i64_mul(a->batch * p->group, rows), p->n_k), element_size(a));
     a->blocks = calloc((size_t)a->n_blocks, sizeof *a->blocks);
     a->s = lm_alloc_zeroed(s_bytes);
     if (a->blocks == NULL || a->s == NULL)
@@ -158,7 +160,7 @@ void onednn_attn_destroy(onednn_attn *a)
 static void mask(const onednn_attn *a, const block *b)
 {
     static const uint16_t bf16_minus_infinity = 0xff80;
-    const int64_t m = b->rows * a->p.group, n = a->p.batch * m;
+    const int64_t m = b->rows * a->p.group, n = a->batch * m;
 #pragma omp parallel for
     for (int64_t i = 0; i < n; i++) {
         const int64_t sees = b->n_k - b->rows + i % m / a->p.group + 1;
@@ -192,7 +194,15 @@ static bool run_block(const onednn_attn *a, const block *b, char *q, char *k, ch
 
 bool onednn_attn_run(onednn_attn *a, void *q, void *k, void *v, void *o)
 {
-    for (int64_t i = 0; i < a->n_blocks; i++)
-        LM_TRY(run_block(a, &a->blocks[i], q, k, v, o));
+    const onednn_problem *p = &a->p;
+    const size_t size = element_size(a);
+    for (int64_t i = 0; i < p->batch; i += a->batch) {
+        char *q_i = (char *)q + (size_t)(i * p->n_q * p->group * p->d_qk) * size;
+        char *k_i = (char *)k + (size_t)(i * p->n_k * p->d_qk) * size;
+        char *v_i = (char *)v + (size_t)(i * p->n_k * p->d_v) * size;
+        char *o_i = (char *)o + (size_t)(i * p->n_q * p->group * p->d_v) * size;
+        for (int64_t j = 0; j < a->n_blocks; j++)
+            LM_TRY(run_block(a, &a->blocks[j], q_i, k_i, v_i, o_i));
+    }
     return true;
 }
