@@ -9,7 +9,7 @@ typedef struct bench_run {
     const nsa_ctx *ctx;
     bench_report *report;
     bench_effort effort;
-    double onednn_seconds; /* what a repetition by oneDNN may take; longer ones are left out */
+    double onednn_seconds; /* what a repetition by oneDNN may take; at great lengths longer ones are left out */
     int64_t onednn_block;  /* 0: not chosen yet */
     int64_t seed;
 } bench_run;

@@ -6,10 +6,10 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 status=0
-if git grep -nE '\b([a-z_]*alloc|lm_alloc_zeroed)\([^;]* [*+] ' -- src lm cli; then
+if git grep -nE '\b([a-z_]*alloc|lm_alloc_zeroed)\([^;]* [*+] ' -- src lm cli bench; then
     echo "an allocation's size is computed here without core/size.h" >&2
     status=1
 fi
-git ls-files 'src/*.c' 'lm/*.c' 'cli/*.c' | xargs -P 2 -n 8 clang-tidy -p "$1" --quiet --warnings-as-errors='*' \
+git ls-files 'src/*.c' 'lm/*.c' 'cli/*.c' 'bench/*.c' | xargs -P 2 -n 8 clang-tidy -p "$1" --quiet --warnings-as-errors='*' \
     --checks='-*,bugprone-implicit-widening-of-multiplication-result' 2>/dev/null || status=1
 exit $status
