@@ -2,10 +2,9 @@
  * Any slc_idx, of any small shape and layout, forward and backward: nothing is read or written out of bounds. Where no
  * row has a block twice (what such a row gives is unspecified) the oracle gives the same.
  */
+#include "fuzz/close.h"
 #include "fuzz/fuzz.h"
 #include "testlib/attn_case.h"
-
-#include <math.h>
 
 static const nsa_ctx oracle_ctx = {.n_threads = 1, .reference = true};
 
@@ -100,26 +99,6 @@ static void run_public(const nsa_ctx *ctx, const attn_case *c, const results *x)
                NSA_OK);
 }
 
-/* Far from the errors of rounding, far below what a wrong key would make. */
-static void check_close(const char *what, const test_tensor *got, const test_tensor *exact)
-{
-    const double relative = got->t.dtype == NSA_BF16 ? 0.05 : got->t.dtype == NSA_F16 ? 0.01 : 1e-3;
-    double max = 1.0;
-    for (int64_t i = 0; i < exact->n; i++) {
-        const double x = dtype_get(exact->t.data, exact->t.dtype, i);
-        max = isfinite(x) ? fmax(max, fabs(x)) : max;
-    }
-    for (int32_t s = 0; s < got->e.n_seqs; s++)
-        for (int64_t row = 0; row < tensor_rows(got, s); row++)
-            for (int32_t h = 0; h < got->e.n_heads; h++)
-                for (int32_t i = 0; i < got->e.d; i++) {
-                    const double x = tensor_get(got, s, row, h, i), e = tensor_get(exact, s, row, h, i);
-                    if (x != e && !(fabs(x - e) <= relative * max))
-                        fuzz_fail("%s: seq %d, row %lld, head %d, channel %d: got %g, exact %g", what, s,
-                                  (long long)row, h, i, x, e);
-                }
-}
-
 static void check_padding(const results *x)
 {
     assert_padding_intact("o", &x->out.o);
@@ -155,10 +134,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     c.lse = got.out.lse;
     attn_run_forward(&c, &oracle_ctx, attn_oracle(op)->forward, REF_EXACT, &exact.out);
     attn_run_backward(&c, &oracle_ctx, attn_oracle(op)->backward, REF_EXACT, &exact.grads, false);
-    check_close("o", &got.out.o, &exact.out.o);
-    check_close("lse", &got.out.lse, &exact.out.lse);
-    check_close("dq", &got.grads.dq, &exact.grads.dq);
-    check_close("dk", &got.grads.dk, &exact.grads.dk);
-    check_close("dv", &got.grads.dv, &exact.grads.dv);
+    fuzz_check_close("o", &got.out.o, &exact.out.o, shape.dtype);
+    fuzz_check_close("lse", &got.out.lse, &exact.out.lse, shape.dtype);
+    fuzz_check_close("dq", &got.grads.dq, &exact.grads.dq, shape.dtype);
+    fuzz_check_close("dk", &got.grads.dk, &exact.grads.dk, shape.dtype);
+    fuzz_check_close("dv", &got.grads.dv, &exact.grads.dv, shape.dtype);
     return 0;
 }
