@@ -12,10 +12,21 @@ static const double max_exact = 9007199254740992.0; /* 2^53 */
 
 /* ---- Writing ----------------------------------------------------------------------------------------------------- */
 
+/* The shortest decimals that read back as x. cJSON's own may not: it takes what is off in the last bit for equal. */
+static bool add_number(cJSON *json, const char *name, double x)
+{
+    char text[32];
+    int digits = 15;
+    do
+        (void)snprintf(text, sizeof text, "%.*g", digits, x);
+    while (strtod(text, NULL) != x && ++digits <= 17);
+    return cJSON_AddRawToObject(json, name, text) != NULL;
+}
+
 static bool add_setting(cJSON *json, const setting *s, const lm_config *cfg)
 {
     if (s->type != SETTING_CHOICE)
-        return cJSON_AddNumberToObject(json, s->name, setting_get(s, cfg)) != NULL;
+        return add_number(json, s->name, setting_get(s, cfg));
     char word[32];
     setting_word(s, cfg, word, sizeof word);
     return cJSON_AddStringToObject(json, s->name, word) != NULL;
@@ -29,8 +40,7 @@ static bool add_all(cJSON *json, const checkpoint_info *info)
         if (!add_setting(json, s, &info->cfg))
             return false;
     }
-    return cJSON_AddNumberToObject(json, "step", (double)info->step) != NULL &&
-           cJSON_AddNumberToObject(json, "text_bytes", (double)info->text_bytes) != NULL &&
+    return add_number(json, "step", (double)info->step) && add_number(json, "text_bytes", (double)info->text_bytes) &&
            cJSON_AddStringToObject(json, "text_hash", hash) != NULL;
 }
 
