@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the golden vectors (README.md here). Inputs come from a seed and are multiples of 1/16 or of a smaller power of
-two; the rest is computed by tests/oracle/nsa_numpy.py in long double and rounded once, to float64.
+"""Writes the golden vectors (README.md here). Inputs come from a seed and are multiples of 1/16 or of a smaller power
+of two; the rest is computed by tests/oracle/nsa_numpy.py in long double and rounded once, to float64.
 
     make_golden.py [DIR]      DIR: where to write, this folder if it is not given
 """
@@ -94,7 +94,7 @@ class Inputs:
                 self.tensors[f"{name}.{member}"] = self.random(*heads, *shape, fan_in=fan_in)
 
     def slc_idx(self):
-        """A caller's own: distinct, in any order, with -1 in between, a block that does not exist and blocks after t."""
+        """A caller's own: distinct, in any order, -1 in between, a block that does not exist, blocks after t."""
         rows = []
         for t_q, t_k in zip(self.t_q, self.t_k):
             pool = np.concatenate([np.arange(-(-t_k // self.cfg.slc_block) + 1), [-1, -1]])
