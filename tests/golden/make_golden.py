@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Writes the golden vectors (README.md here). Inputs come from a seed and are multiples of 1/16 or of a smaller power
-of two; the rest is computed by tests/oracle/nsa_numpy.py in long double and rounded once, to float64.
+of two; the rest is computed by tests/oracle/nsa_numpy.py in long double and rounded once, to float64: the same bytes on
+every x86 CPU.
 
     make_golden.py [DIR]      DIR: where to write, this folder if it is not given
 """
@@ -14,9 +15,11 @@ import numpy as np
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(1, os.path.join(HERE, "..", "oracle"))
 
+import longdouble
 import nsa_numpy as nsa
 import vectors
 
+nsa.exp, nsa.log = longdouble.exp, longdouble.log
 VERSION = "1"
 BLOCKS = ("cmp_block", "cmp_stride", "slc_block", "slc_topk", "slc_n_init", "slc_n_local", "win_size")
 
@@ -75,7 +78,7 @@ class Inputs:
 
     def random(self, *shape, fan_in=1):
         """Multiples of 1/16 from -2 to 2, times a power of two near fan_in^-1/2."""
-        return self.rng.integers(-32, 33, shape) / 2.0 ** (4 + round(np.log2(fan_in) / 2))
+        return self.rng.integers(-32, 33, shape) / 2.0 ** (4 + fan_in.bit_length() // 2)
 
     def tokens(self, name, n_tokens, n_heads, d):
         for key in [f"{name}.{b}" for b in vectors.BRANCHES] if name in self.own else [name]:

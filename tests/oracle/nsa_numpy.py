@@ -14,7 +14,8 @@ import numpy as np
 
 CMP, SLC, WIN = 0, 1, 2
 PHI_MEMBERS = ("pe", "w1", "b1", "w2", "b2")
-SQRT_2, SQRT_PI = np.sqrt(np.longdouble(2)), np.sqrt(4 * np.arctan(np.longdouble(1)))
+SQRT_2, SQRT_PI = np.sqrt(np.longdouble(2)), np.sqrt(np.longdouble("3.14159265358979323846264338327950288"))
+exp, log = np.exp, np.log
 
 
 def exact(x):
@@ -81,11 +82,11 @@ def softmax(s, visible):
     """Probabilities and ln sum exp over the visible entries of the last axis; an empty row has p = 0, lse = -inf."""
     m = np.where(visible, s.real, -np.inf).max(axis=-1, keepdims=True, initial=-np.inf)
     m = np.where(np.isfinite(m), m, 0).astype(s.real.dtype)
-    e = np.exp(np.where(visible, s - m, -np.inf))
+    e = exp(np.where(visible, s - m, -np.inf))
     z = e.sum(axis=-1, keepdims=True)
     empty = z == 0
     one = np.ones((), z.dtype)
-    lse = np.where(empty, -np.inf, m + np.log(np.where(empty, one, z))).astype(z.dtype)
+    lse = np.where(empty, -np.inf, m + log(np.where(empty, one, z))).astype(z.dtype)
     return e / np.where(empty, one, z), lse
 
 
@@ -106,7 +107,7 @@ def attn(q, k, v, visible, scale, rnd=exact):
 def probabilities(q, k, visible, scale, lse):
     """p = exp(scale*s - lse) of the visible keys."""
     s = logits(q, k, scale) - np.where(np.isfinite(lse), lse, 0)
-    return np.exp(np.where(per_query_head(visible, q.shape[1]), s, -np.inf))
+    return exp(np.where(per_query_head(visible, q.shape[1]), s, -np.inf))
 
 
 def attn_backward(q, k, v, visible, scale, o, lse, d_o, rnd=exact):
@@ -191,7 +192,7 @@ def erf(x):
         n += 1
         term = term * (2 * z * z / (2 * n + 1))
         total = total + term
-    return (2 / SQRT_PI.astype(z.real.dtype) * np.exp(-z * z) * total).astype(x.dtype)
+    return (2 / SQRT_PI.astype(z.real.dtype) * exp(-z * z) * total).astype(x.dtype)
 
 
 def gelu(x):
@@ -199,7 +200,7 @@ def gelu(x):
 
 
 def gelu_derivative(x):
-    density = np.exp(-x * x / 2) / (SQRT_2 * SQRT_PI).astype(x.real.dtype)
+    density = exp(-x * x / 2) / (SQRT_2 * SQRT_PI).astype(x.real.dtype)
     return (1 + erf(x / SQRT_2.astype(x.real.dtype))) / 2 + x * density
 
 
@@ -226,7 +227,7 @@ def phi_linear_backward(x, w, dy):
 
 
 def softmax_over_tokens(s, axis):
-    e = np.exp(s - s.real.max(axis=axis, keepdims=True))
+    e = exp(s - s.real.max(axis=axis, keepdims=True))
     return e / e.sum(axis=axis, keepdims=True)
 
 
