@@ -122,7 +122,7 @@ bool file_replace(const char *path, const void *data, size_t bytes)
     char part[LM_PATH_MAX];
     if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
         return write_device(path, data, bytes);
-    if (realpath(path, target) == NULL)
+    if (lstat(path, &info) != 0 || !S_ISLNK(info.st_mode) || realpath(path, target) == NULL)
         (void)snprintf(target, sizeof target, "%s", path);
     const int n = snprintf(part, sizeof part, "%s.part", target);
     if (n < 0 || n >= (int)sizeof part)

@@ -1,8 +1,5 @@
-"""What the oracle tests share: configurations, ragged batches, random inputs, comparisons, and a runner whose last
-lines are cmocka's."""
+"""What the oracle tests share: configurations, ragged batches, random inputs and comparisons."""
 import os
-import sys
-import unittest
 import zlib
 from types import SimpleNamespace
 
@@ -12,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # thousands of small calls;
 
 import nsa_c
 import nsa_numpy
+from runner import main
 
 CMP, SLC, WIN = 0, 1, 2
 PHI_KINDS = nsa_c.PHI_KINDS
@@ -233,19 +231,3 @@ def assert_same_selection(case, q, k_cmp, got):
             lowest = min(score[r, h, b] for b in mine[:n] if not forced[b])
             for b in set(mine[:n]) ^ set(chosen):
                 assert abs(score[r, h, b] - lowest) <= tolerance[r, h] * lowest + 2.0**-118, where
-
-
-# ---- Runner ---------------------------------------------------------------------------------------------------------
-
-
-def main():
-    """Runs the tests of the program; exit status and last lines as cmocka's."""
-    program = unittest.main(module="__main__", exit=False, verbosity=2)
-    result = program.result
-    failed = [getattr(test, "test_case", test) for test, _ in result.failures + result.errors]
-    bad = sorted({test.id().removeprefix("__main__.") for test in failed})
-    print(f"[  PASSED  ] {result.testsRun - len(bad)} test(s).")
-    if bad:
-        print(f"[  FAILED  ] {len(bad)} test(s), listed below:")
-        print("".join(f"[  FAILED  ] {name}\n" for name in bad), end="")
-    sys.exit(bool(bad))
