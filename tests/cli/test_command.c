@@ -350,18 +350,6 @@ static void test_tampered_model(void **state)
     }
 }
 
-static void test_full_disk(void **state)
-{
-    (void)state;
-    if (symlink("/dev/full", "full.png") != 0 || access("/dev/full", W_OK) != 0)
-        skip();
-    refused("map --model model --data text.txt --out full.png", CLI_FAILED, "full.png");
-    assert_int_equal(nsa("train --data text.txt --out x --log /dev/full --steps 2 " TINY), CLI_FAILED);
-    assert_non_null(strstr(err_text, "/dev/full"));
-    assert_int_equal(shell("\"$NSA_COMMAND\" generate --model model --prompt x >/dev/full 2>err.txt"), CLI_FAILED);
-    assert_int_equal(shell("\"$NSA_COMMAND\" info >/dev/full 2>err.txt"), CLI_FAILED);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -370,7 +358,6 @@ int main(void)
         cmocka_unit_test(test_map_and_losses), cmocka_unit_test(test_bench),
         cmocka_unit_test(test_plain_commands), cmocka_unit_test(test_wrong_flags),
         cmocka_unit_test(test_wrong_files),    cmocka_unit_test(test_tampered_model),
-        cmocka_unit_test(test_full_disk),
     };
     return cmocka_run_group_tests_name("command", tests, set_up, tear_down);
 }

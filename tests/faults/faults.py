@@ -9,7 +9,8 @@ from pathlib import Path
 
 NSA = os.environ["NSA_COMMAND"]
 FAIL_ALLOC, FAIL_FILE = os.environ["NSA_FAIL_ALLOC"], os.environ["NSA_FAIL_FILE"]  # see fail_alloc.c, fail_file.c
-EVERY = "NSA_FAULT_EVERY" in os.environ  # by hand: no call is left out
+EVERY = "NSA_FAULT_EVERY" in os.environ  # by hand: no allocation is left out
+SANITIZED = os.environ.get("NSA_SANITIZE", "") != ""
 
 NSA_MODEL = ("--context 64 --layers 1 --d-model 16 --heads 2 --kv-heads 1 --head-dim 8 --d-ff 16 --gate-hidden 4 "
              "--phi-hidden 8 --win 8 --slc-topk 3 --batch 4 --warmup 1 --threads 1")
