@@ -15,10 +15,13 @@ OURS = "nsa libnsa.so libcjson.so"
 CAIRO = "libcairo.so libpixman libpng"
 
 
-def same_text(text):
-    """What a command prints, less times and what /proc says of the machine."""
-    text = re.sub(r"(?m)^cpu  .*$", "", text.decode(errors="replace"))
-    return re.sub(r" +", " ", re.sub(r"\d+\.\d+(e[-+]\d+)?", "#", text))
+def without_numbers(text):
+    """For what prints times."""
+    return re.sub(rb" +", b" ", re.sub(rb"\d+(\.\d+)?(e[-+]\d+)?", b"#", text))
+
+
+def without_cpu(text):
+    return re.sub(rb"(?m)^cpu  .*$", b"", text)
 
 
 def live(report):
@@ -86,7 +89,8 @@ class Alloc(unittest.TestCase):
             elif not name.startswith("run/."):
                 self.assertIn(data, (b"old", whole[name]), name)
 
-    def each_allocation(self, words, old=(), choose=chosen):
+    def each_allocation(self, words, old=(), choose=chosen, of_output=bytes):
+        """of_output: what of the output is the same in every run."""
         good, whole, by_stack = self.survey(words, old, OURS)
         kept = live(self.report)
         faults_tried = list(choose(by_stack))
@@ -100,16 +104,17 @@ class Alloc(unittest.TestCase):
                     self.assertRegex(error.splitlines()[-1], "^nsa: .*memory")
                     self.check_left(files, whole)
                 else:
-                    self.assertEqual(same_text(run.stdout), same_text(good.stdout))
+                    self.assertEqual(of_output(run.stdout), of_output(good.stdout))
                     self.assertEqual(files, whole)
                 self.assertLessEqual(live(self.report), kept)
 
     def test_info(self):
-        self.each_allocation("info")
+        """Without memory to read /proc the CPU is unknown."""
+        self.each_allocation("info", of_output=without_cpu)
 
     def test_train(self):
         words = f"train --data {self.inputs.path}/text.txt --out run --log run.jsonl --save-every 1 {DENSE_MODEL}"
-        self.each_allocation(words + " --steps 2")
+        self.each_allocation(words + " --steps 2", of_output=without_numbers)
 
     def test_generate(self):
         self.each_allocation(f"generate --model {self.inputs.path}/model --prompt the --tokens 20 --threads 1")
@@ -128,10 +133,11 @@ class Alloc(unittest.TestCase):
         self.each_allocation(f"map --model {path}/model --data {path}/text.txt --out map.svg", ["map.svg"])
 
     def test_bench(self):
-        """Its measurements take a while, so each stack has one try."""
-        def first(by_stack):
-            return [("NSA_FAULT_AT", calls[0]) for calls in by_stack]
-        self.each_allocation("bench --quick --lengths 65 --heads-q 2 --d-qk 8 --d-v 8 --threads 1", choose=first)
+        """Its measurements take a while, so one stack in three has one try."""
+        def some(by_stack):
+            return [("NSA_FAULT_AT", calls[0]) for calls in list(by_stack)[::3]]
+        self.each_allocation("bench --quick --lengths 65 --heads-q 2 --d-qk 8 --d-v 8 --threads 1", choose=some,
+                             of_output=without_numbers)
 
     def test_cairo(self):
         """cairo does not always live through a failure, nor tell of it; but the file is the old one or a whole one."""
