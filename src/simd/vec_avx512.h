@@ -166,7 +166,7 @@ VEC_FN void vf_store_bf16(uint16_t *p, vf x)
 
 VEC_FN void vf_store_f16(uint16_t *p, vf x)
 {
-    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT));
 }
 
 #if VEC_BF16
