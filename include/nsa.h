@@ -125,7 +125,7 @@ typedef struct nsa_config {
     int32_t cmp_stride;   /* tokens between their starts; divides cmp_block and slc_block */
     int32_t slc_block;    /* tokens in a selection block, cmp_block .. 65536 */
     int32_t slc_topk;     /* blocks selected per token and kv head, the forced ones counted in, 1 .. 65536 */
-    int32_t slc_n_init;   /* forced blocks at the start of the sequence, >= 0 */
+    int32_t slc_n_init;   /* forced blocks at the start of the sequence, >= 0; with slc_n_local at most slc_topk */
     int32_t slc_n_local;  /* forced blocks at the query, its own counted in, >= 0 */
     int32_t win_size;     /* the window, the query's own token counted in, >= 1; >= T_k is dense causal attention */
     double scale;         /* of the logits in every branch and in selection; 0 = 1/sqrt(d_qk) */
@@ -242,7 +242,7 @@ typedef struct nsa_phi {
 
 /* Arguments of nsa_compress. */
 typedef struct nsa_compress_args {
-    int32_t d;    /* channels of x: d_qk for keys, d_v for values */
+    int32_t d;    /* channels of x, 1 .. 256: d_qk for keys, d_v for values */
     nsa_phi phi;  /* its parameters are read only */
     nsa_tensor x; /* [total_k][n_heads_kv][d] */
     nsa_tensor y; /* out: [rows][n_heads_kv][d], as k_cmp */
