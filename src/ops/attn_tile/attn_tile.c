@@ -219,7 +219,7 @@ static view look_at(attn_tile *t, key_block block)
 {
     const int64_t n_picked = t->n_picked, pack = t->attn->pack;
     view v = {.block = block};
-    v.skipped = clamp(t->sees[t->picked[0]].lo - block.first, block.n) / SIMD_PAD * SIMD_PAD;
+    v.skipped = (int64_t)clamp(t->sees[t->picked[0]].lo - block.first, block.n) / SIMD_PAD * SIMD_PAD;
     v.lanes = t->keys->lanes - v.skipped;
     v.block.first += v.skipped;
     v.block.n -= v.skipped;

@@ -97,7 +97,7 @@ typedef struct units {
 static bool units_in_place(const key_blocks *kb, const rows *from, int64_t first, span valid, int64_t d, units *out)
 {
     int64_t stride = 0;
-    const bool whole = first >= valid.lo && first + kb->lanes <= valid.hi && d % (2 * SIMD_PAD) == 0;
+    const bool whole = first >= valid.lo && first + kb->lanes <= valid.hi && d % (INT64_C(2) * SIMD_PAD) == 0;
     const bool as_units = from->dtype == (kb->attn->pack == 1 ? NSA_F32 : NSA_BF16);
     if (!whole || !as_units)
         return false;
