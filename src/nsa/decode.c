@@ -22,6 +22,13 @@ static cache_header *header_of(const cache_problem *p, int32_t s)
     return p->args->states[s];
 }
 
+/* NULL if there is no table: sequences without tokens need none. */
+static const int32_t *table_of(const cache_problem *p, int32_t s)
+{
+    const nsa_cache_args *args = p->args;
+    return args->page_table == NULL ? NULL : args->page_table + (int64_t)s * args->pages_per_seq;
+}
+
 static int64_t n_new(const cache_problem *p, int32_t s)
 {
     return p->args->cu_seqlens[s + 1] - p->args->cu_seqlens[s];
@@ -50,7 +57,7 @@ static nsa_status check_pages(const cache_problem *p, int32_t s)
     if (n_pages == 0)
         return NSA_OK;
     NSA_REQUIRE(args->page_table != NULL, "args.page_table is NULL");
-    const int32_t *table = args->page_table + (int64_t)s * args->pages_per_seq;
+    const int32_t *table = table_of(p, s);
     for (int64_t i = 0; i < n_pages; i++)
         NSA_REQUIRE(table[i] >= 0 && table[i] < p->cache->n_pages,
                     "args.page_table[%d][%lld] is %d, must be 0 .. cache.n_pages - 1 = %lld", s, (long long)i, table[i],
@@ -66,8 +73,8 @@ static nsa_status check_pages(const cache_problem *p, int32_t s)
 /* Pages that one sequence writes are no other's to write. */
 static nsa_status check_written_apart(const cache_problem *p, int32_t r, int32_t s)
 {
-    const int64_t page_size = p->cache->page_size, per_seq = p->args->pages_per_seq;
-    const int32_t *table_r = p->args->page_table + r * per_seq, *table_s = p->args->page_table + s * per_seq;
+    const int64_t page_size = p->cache->page_size;
+    const int32_t *table_r = table_of(p, r), *table_s = table_of(p, s);
     if (n_new(p, r) == 0 || n_new(p, s) == 0)
         return NSA_OK;
     for (int64_t i = header_of(p, r)->length / page_size; i * page_size < new_length(p, r); i++)
@@ -147,7 +154,7 @@ static void locate(const void *problem, int part, int32_t s, int32_t head, rows 
     if (part < CACHE_N_PAGE_PARTS) {
         out->split = INT64_MAX;
         out->pages = p->cache->pages;
-        out->table = p->args->page_table + (int64_t)s * p->args->pages_per_seq;
+        out->table = table_of(p, s);
         out->page_bytes = l->page_bytes;
         out->page_rows = l->rows[part];
         if (part == CACHE_K_CMP || part == CACHE_V_CMP) /* with the last stride of tokens of their blocks */
