@@ -4,6 +4,7 @@
  * call is refused and changes nothing, or is one that could be meant and stays inside of the pages.
  */
 #include "fuzz/fuzz.h"
+#include "nsa/kv_cache.h"
 #include "testlib/generation.h"
 
 /* ---- The problem */
@@ -125,14 +126,27 @@ static void change_lengths(hostile_call *h, fuzz_input *in)
     h->args.total = fuzz_range(in, 0, 3) > 0 ? h->cu[h->args.n_seqs] : fuzz_hostile64(in, 0, 20);
 }
 
-static void change_states(hostile_call *h, fuzz_input *in)
+/* A state of other lengths than those that its rings hold. */
+static void *false_state(const generation *g, fuzz_input *in, int s)
+{
+    if (s >= g->whole->batch.n_seqs)
+        return NULL;
+    cache_header *state = guarded(g->state_bytes, FLUSH_RIGHT);
+    memcpy(state, g->states[s], g->state_bytes);
+    state->length = fuzz_hostile64(in, 0, 100);
+    state->longest = fuzz_range(in, 0, 1) == 0 ? state->length : fuzz_hostile64(in, 0, 100);
+    return state;
+}
+
+static void change_states(hostile_call *h, const generation *g, fuzz_input *in)
 {
     const int s = fuzz_range(in, 0, GENERATION_MAX_SEQS - 1);
-    switch (fuzz_range(in, 0, 4)) {
+    switch (fuzz_range(in, 0, 5)) {
     case 0: h->states[s] = NULL; break;
     case 1: h->states[s] = h->states[fuzz_range(in, 0, GENERATION_MAX_SEQS - 1)]; break;
     case 2: h->states[s] = guarded(ARENA_ALIGN, FLUSH_RIGHT); break; /* never reset */
     case 3: h->states[s] = (char *)guarded(2 * ARENA_ALIGN, FLUSH_RIGHT) + fuzz_range(in, 1, ARENA_ALIGN - 1); break;
+    case 4: h->states[s] = false_state(g, in, s); break;
     default: h->args.n_seqs = fuzz_range(in, 0, 1) == 0 ? -1 : fuzz_range(in, 0, h->args.n_seqs); break;
     }
 }
@@ -249,7 +263,7 @@ static void call_hostile(generation *g, fuzz_input *in)
     if ((what & 2) != 0)
         change_lengths(&h, in);
     if ((what & 4) != 0)
-        change_states(&h, in);
+        change_states(&h, g, in);
     if ((what & 8) != 0)
         change_sizes(&h, in);
     give_tensors(&h);

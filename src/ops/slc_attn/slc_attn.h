@@ -4,9 +4,9 @@
  *     b*slc_block .. min(t, b*slc_block + slc_block - 1)
  *
  * slc_idx may be the caller's own: entries stand in any order; those below 0 or past the last block,
- * (T_k - 1)/slc_block, are skipped wherever they stand; the others are distinct (a duplicate makes the row's result
- * unspecified, never a bad access). A row with no key at or before t is empty (o = 0, lse = -inf).
- * All heads of a group share their kv head's set. Equations, shapes of q, o, lse and gradients: ops/attn_tile/attn.h.
+ * (T_k - 1)/slc_block, are skipped wherever they stand, and so is a second entry for a block. A row with no key at or
+ * before t is empty (o = 0, lse = -inf). All heads of a group share their kv head's set. Equations, shapes of q, o, lse
+ * and gradients: ops/attn_tile/attn.h.
  *
  *     slc_attn_impls      file               takes
  *     tile                slc_attn.c         f32, bf16, f16
