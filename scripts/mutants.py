@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Plants the bugs of tests/mutants.toml, one at a time, in a copy of the tree, and demands that the suite named beside
-each fails: scripts/mutants.py [--list] [--only NAME ...]
+"""Plants the bugs of tests/mutants, one at a time, in a copy of the tree, and demands that the suite named beside each
+fails: scripts/mutants.py [--list] [--only NAME ...]
 
 A bug is caught if a test case fails by an assertion. A crash counts only where the table says so (the proof is a guard
-page then); code that does not compile, a suite that hangs and an old text that is not there exactly once never do. Exit
-status 1 unless every bug is caught. Needs a CPU with AVX2, since some of the bugs are in its kernels.
+page then); code that does not compile and a suite that hangs never do. Exit status 1 unless every bug is caught. --list
+says what is in the table, and fails if a text that it replaces is not there exactly once: code has moved. Needs a CPU with
+AVX2, since some of the bugs are in its kernels.
 """
 import argparse
+import glob
 import json
 import os
 import re
@@ -20,7 +22,7 @@ import time
 import tomllib
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TABLE = os.path.join(ROOT, "tests", "mutants.toml")
+TABLES = os.path.join(ROOT, "tests", "mutants", "*.toml")
 HANGS_AFTER = 100  # seconds, of a suite
 
 # Lines of cmocka and of Python's unittest that say which case runs, and that it failed, crashed or raised an error.
@@ -30,12 +32,26 @@ CRASHES = re.compile(r"Test failed with exception")
 
 
 def read_table(only):
-    with open(TABLE, "rb") as f:
-        table = tomllib.load(f)
-    unknown = set(only or []) - set(table)
-    if unknown:
-        sys.exit(f"mutants: tests/mutants.toml has no {', '.join(sorted(unknown))}")
+    table = {}
+    for path in sorted(glob.glob(TABLES)):
+        with open(path, "rb") as f:
+            part = tomllib.load(f)
+        if twice := set(table) & set(part):
+            sys.exit(f"mutants: {path} has a second {', '.join(sorted(twice))}")
+        table |= part
+    if unknown := set(only or []) - set(table):
+        sys.exit(f"mutants: tests/mutants has no {', '.join(sorted(unknown))}")
     return {name: m for name, m in table.items() if not only or name in only}
+
+
+def find_stale(table):
+    """Those whose old text the file does not hold exactly once."""
+    stale = []
+    for name, mutant in table.items():
+        path = os.path.join(ROOT, mutant["file"])
+        text = open(path, encoding="utf-8").read() if os.path.exists(path) else ""
+        stale += [name] * (text.count(mutant["old"]) != 1)
+    return stale
 
 
 def copy_tree(to):
@@ -118,9 +134,6 @@ def plant(tree, build, commands, mutant):
     path = os.path.join(tree, mutant["file"])
     with open(path, encoding="utf-8") as f:
         text = f.read()
-    count = text.count(mutant["old"])
-    if count != 1:
-        return f"the old text is there {count} times", ""
     try:
         with open(path, "w", encoding="utf-8") as f:
             f.write(text.replace(mutant["old"], mutant["new"]))
@@ -137,7 +150,7 @@ def plant(tree, build, commands, mutant):
 
 def main():
     parser = argparse.ArgumentParser(description="Plants known bugs and proves that the tests catch each.")
-    parser.add_argument("--list", action="store_true", help="only say what is in the table")
+    parser.add_argument("--list", action="store_true", help="say what is in the table and whether it fits the code")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these")
     args = parser.parse_args()
     table = read_table(args.only)
@@ -145,6 +158,10 @@ def main():
     if args.list:
         for name, m in table.items():
             print(f"{name:{width}}  {m['suite']:20}  {m['what']}")
+    if stale := find_stale(table):
+        print(f"mutants: the text to replace is not there exactly once: {', '.join(stale)}", file=sys.stderr)
+        return 1
+    if args.list:
         return 0
 
     os.environ["OMP_WAIT_POLICY"] = "passive"
