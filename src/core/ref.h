@@ -8,7 +8,7 @@
 typedef enum ref_rounding {
     REF_EXACT = 0,
     REF_F32,    /* every operation to float32 */
-    REF_P_BF16, /* probabilities (and ds) to bf16: what a bf16 kernel does before its second product */
+    REF_P_BF16, /* probabilities, ds and gated do to bf16: what a bf16 kernel does before a product */
     REF_P_F16
 } ref_rounding;
 

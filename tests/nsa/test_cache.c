@@ -13,6 +13,8 @@ static const nsa_shape shapes[] = {
     {1, 3, 5, 7, NSA_F32, LAYOUT_THD, false, false, NSA_PHI_LINEAR, true},
     {16, 1, 32, 32, NSA_F16, LAYOUT_THD, true, true, NSA_PHI_MEAN, false},
     {2, 1, 8, 8, NSA_F64, LAYOUT_THD, false, false, NSA_PHI_MLP, true},
+    {2, 2, 16, 8, NSA_F32, LAYOUT_ONE_HEAD, false, false, NSA_PHI_GATED_TOKEN, false},
+    {2, 2, 16, 8, NSA_F32, LAYOUT_ONE_TOKEN, true, false, NSA_PHI_MEAN, false},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -45,6 +47,7 @@ static void generate(const nsa_ctx *ctx, const nsa_shape *shape, int32_t max_chu
         }
         if (left == 0)
             break;
+        g.as = (layout)((g.as + 1) % LAYOUT_FAR_TOKENS);
         generation_step(&g, n_new, max_chunk <= MAX_DRAFT);
         if (drops && rng_range(&r, 0, 2) == 0)
             drop_some(&g, &r);
@@ -54,11 +57,11 @@ static void generate(const nsa_ctx *ctx, const nsa_shape *shape, int32_t max_chu
 static void each_shape(int32_t max_chunk, bool drops)
 {
     nsa_ctx contexts[MAX_CONTEXTS];
-    const int n_contexts = test_contexts(contexts, 2);
+    const int n_contexts = nsa_contexts(contexts, 2);
     for (int x = 0; x < n_contexts; x++)
         for (int i = 0; i < N_SHAPES; i++) {
             testlib_reset();
-            test_note("%s, shape %d, chunks up to %d", contexts[x].simd->name, i, max_chunk);
+            test_note("%s, shape %d, chunks up to %d", nsa_ctx_isa(&contexts[x]), i, max_chunk);
             generate(&contexts[x], &shapes[i], max_chunk, drops);
         }
 }
@@ -81,6 +84,33 @@ static void test_whole_at_once(void **state)
     each_shape(1000, false);
 }
 
+/* Tensors, pages and rings whose offsets pass 32 bits. */
+static void test_far_apart(void **state)
+{
+    (void)state;
+    enum { FAR_PAGES = 1 << 23 };
+    static const int32_t steps[][MAX_SEQS] = {{150, 0, 100}, {53, 8, 31}};
+    nsa_config cfg = blocks;
+    cfg.win_size = 1 << 26; /* of 64 bytes */
+    nsa_ctx contexts[MAX_CONTEXTS];
+    const int n_contexts = nsa_contexts(contexts, 2);
+    for (int x = 0; x < n_contexts; x++)
+        for (int as = LAYOUT_FAR_TOKENS; as < N_OUTPUT_LAYOUTS; as++) {
+            testlib_reset();
+            test_note("%s, layout %d", nsa_ctx_isa(&contexts[x]), as);
+            rng r = rng_new();
+            const nsa_batch batch = batch_of(lengths, MAX_SEQS);
+            nsa_case whole;
+            nsa_case_init(&whole, &cfg, &batch, &shapes[1], &r);
+            run_forward(&contexts[x], &whole, &whole.fwd);
+            generation g;
+            generation_start(&g, &contexts[x], &whole, PAGE, MAX_DRAFT, FAR_PAGES, &r);
+            g.as = (layout)as;
+            for (int i = 0; i < 2; i++)
+                generation_step(&g, steps[i], i > 0);
+        }
+}
+
 static void test_drafts_and_drops(void **state)
 {
     (void)state;
@@ -98,7 +128,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_token_by_token),   cmocka_unit_test(test_chunks),
         cmocka_unit_test(test_whole_at_once),    cmocka_unit_test(test_drafts_and_drops),
-        cmocka_unit_test(test_chunks_and_drops),
+        cmocka_unit_test(test_chunks_and_drops), cmocka_unit_test(test_far_apart),
     };
     return cmocka_run_group_tests_name("nsa_cache", tests, NULL, NULL);
 }

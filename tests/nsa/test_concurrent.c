@@ -118,12 +118,6 @@ static void new_case(nsa_case *c, const nsa_shape *shape)
     nsa_case_init(c, &blocks, &batch, shape, &r);
 }
 
-static void assert_ok(nsa_status status)
-{
-    if (status != NSA_OK)
-        test_fail("%s: %s", nsa_status_string(status), nsa_last_error());
-}
-
 /* Outputs of its own, inputs those of `shared`. */
 static void prepare(worker *w, const nsa_case *shared)
 {
@@ -205,8 +199,7 @@ static void test_one_context_for_all(void **state)
 {
     (void)state;
     nsa_ctx contexts[MAX_CONTEXTS];
-    int n_contexts = test_contexts(contexts, 2);
-    contexts[n_contexts++] = (nsa_ctx){.n_threads = 2, .reference = true, .simd = contexts[0].simd};
+    const int n_contexts = nsa_contexts(contexts, 2);
     for (int x = 0; x < n_contexts; x++)
         for (int i = 0; i < N_SHAPES; i++) {
             testlib_reset();

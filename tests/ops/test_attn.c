@@ -2,6 +2,7 @@
 #include "testlib/attn_case.h"
 
 #include <math.h>
+#include <stdio.h>
 
 static const nsa_config block_sizes[] = {
     {sizeof(nsa_config), 0, 0, 0, 0, 8, 4, 16, 4, 1, 1, 13, 0.0},
@@ -45,12 +46,15 @@ enum { N_SCENARIOS = sizeof scenarios / sizeof *scenarios };
 
 static const nsa_ctx oracle_ctx = {.n_threads = 1, .reference = true};
 
+static char case_name[32]; /* for the messages of failures */
+
 static void start_case(attn_case *c, const attn_op *op, const scenario *sc, rng *r)
 {
     testlib_reset();
     const nsa_config *blocks = &block_sizes[sc->blocks];
     const nsa_batch batch = batch_ragged(blocks->slc_block, sc->max);
-    test_note("%s, case %d", op->name, (int)(sc - scenarios));
+    snprintf(case_name, sizeof case_name, "case %d", (int)(sc - scenarios));
+    test_note("%s, %s", op->name, case_name);
     attn_case_init(c, op, blocks, &batch, &sc->shape, r);
 }
 
@@ -65,8 +69,8 @@ static void each_impl(const attn_case *c, const scenario *sc, int32_t n_threads,
         for (const attn_impl *impl = c->op->impls; impl->name != NULL; impl++) {
             if (x > 0 && impl == attn_oracle(c->op)) /* the same on every instruction set */
                 continue;
-            test_note("%s %s, %s, %d threads, case %d", c->op->name, impl->name, contexts[x].simd->name,
-                      contexts[x].n_threads, (int)(sc - scenarios));
+            test_note("%s %s, %s, %d threads, %s", c->op->name, impl->name, contexts[x].simd->name,
+                      contexts[x].n_threads, case_name);
             test(c, sc, &contexts[x], impl, expected);
         }
 }
@@ -74,8 +78,8 @@ static void each_impl(const attn_case *c, const scenario *sc, int32_t n_threads,
 /* ---- Forward and backward against the oracle */
 
 typedef struct reference {
-    attn_out exact, rounded;
-    attn_grads exact_grads, rounded_grads, start; /* start: what is added to, if so */
+    attn_out exact, rounded, size;
+    attn_grads exact_grads, rounded_grads, size_grads, start; /* start: what is added to, if so */
     bool add;
 } reference;
 
@@ -103,6 +107,13 @@ static reference run_oracle(const attn_case *c, const attn_shape *shape, nsa_dty
     x.rounded_grads = grads_copy(&x.start, grad_dtype);
     attn_run_backward(c, &oracle_ctx, ref->backward, REF_EXACT, &x.exact_grads, add);
     attn_run_backward(c, &oracle_ctx, ref->backward, fair, &x.rounded_grads, add);
+    x.size = attn_out_new(c, NSA_F64, LAYOUT_THD);
+    x.size_grads = attn_grads_new(c, NSA_F64, LAYOUT_THD);
+    const test_tensor *sizes[] = {&x.size.o, &x.size.lse, &x.size_grads.dq, &x.size_grads.dk, &x.size_grads.dv};
+    const test_tensor *starts[] = {NULL, NULL, &x.start.dq, &x.start.dk, &x.start.dv};
+    for (int i = 0; i < 5; i++)
+        tensor_fill_abs(sizes[i], add ? starts[i] : NULL);
+    attn_add_sizes(c, &x.size, &x.size_grads);
     return x;
 }
 
@@ -112,16 +123,16 @@ static void compare_with_oracle(const attn_case *c, const scenario *sc, const ns
     const reference *x = expected;
     const attn_out out = attn_out_new(c, sc->shape.dtype, sc->shape.out);
     attn_run_forward(c, ctx, impl->forward, REF_EXACT, &out);
-    assert_close("o", &out.o, &x->exact.o, &x->rounded.o);
-    assert_close("lse", &out.lse, &x->exact.lse, &x->rounded.lse);
+    assert_close("o", &out.o, &x->exact.o, &x->rounded.o, &x->size.o);
+    assert_close("lse", &out.lse, &x->exact.lse, &x->rounded.lse, &x->size.lse);
     assert_padding_intact("o", &out.o);
     assert_padding_intact("lse", &out.lse);
 
     const attn_grads grads = grads_copy(&x->start, x->start.dq.t.dtype);
     attn_run_backward(c, ctx, impl->backward, REF_EXACT, &grads, x->add);
-    assert_close("dq", &grads.dq, &x->exact_grads.dq, &x->rounded_grads.dq);
-    assert_close("dk", &grads.dk, &x->exact_grads.dk, &x->rounded_grads.dk);
-    assert_close("dv", &grads.dv, &x->exact_grads.dv, &x->rounded_grads.dv);
+    assert_close("dq", &grads.dq, &x->exact_grads.dq, &x->rounded_grads.dq, &x->size_grads.dq);
+    assert_close("dk", &grads.dk, &x->exact_grads.dk, &x->rounded_grads.dk, &x->size_grads.dk);
+    assert_close("dv", &grads.dv, &x->exact_grads.dv, &x->rounded_grads.dv, &x->size_grads.dv);
     assert_padding_intact("dq", &grads.dq);
     assert_padding_intact("dk", &grads.dk);
     assert_padding_intact("dv", &grads.dv);
@@ -160,29 +171,44 @@ typedef struct bits {
     attn_grads grads;
 } bits;
 
-static bits run_for_bits(const attn_case *c, const scenario *sc, const nsa_ctx *ctx, const attn_impl *impl)
+static bits run_for_bits(const attn_case *c, layout out, const nsa_ctx *ctx, const attn_impl *impl)
 {
-    const bits x = {attn_out_new(c, sc->shape.dtype, sc->shape.out), attn_grads_new(c, sc->shape.dtype, sc->shape.out)};
+    const nsa_dtype dtype = c->q.t.dtype;
+    const bits x = {attn_out_new(c, dtype, out), attn_grads_new(c, dtype, out)};
     attn_run_forward(c, ctx, impl->forward, REF_EXACT, &x.out);
     attn_run_backward(c, ctx, impl->backward, REF_EXACT, &x.grads, false);
     return x;
+}
+
+static void assert_same(const bits *got, const bits *want)
+{
+    assert_same_bits("o", &got->out.o, &want->out.o);
+    assert_same_bits("lse", &got->out.lse, &want->out.lse);
+    assert_same_bits("dq", &got->grads.dq, &want->grads.dq);
+    assert_same_bits("dk", &got->grads.dk, &want->grads.dk);
+    assert_same_bits("dv", &got->grads.dv, &want->grads.dv);
+}
+
+static void assert_all_padding_intact(const bits *x)
+{
+    assert_padding_intact("o", &x->out.o);
+    assert_padding_intact("lse", &x->out.lse);
+    assert_padding_intact("dq", &x->grads.dq);
+    assert_padding_intact("dk", &x->grads.dk);
+    assert_padding_intact("dv", &x->grads.dv);
 }
 
 static void compare_threads(const attn_case *c, const scenario *sc, const nsa_ctx *ctx, const attn_impl *impl,
                             void *expected)
 {
     (void)expected;
-    const bits first = run_for_bits(c, sc, ctx, impl);
+    const bits first = run_for_bits(c, sc->shape.out, ctx, impl);
     const int32_t n_threads[] = {1, 2, 3, 8};
     for (int i = 0; i < 4; i++) {
         nsa_ctx other = *ctx;
         other.n_threads = n_threads[i];
-        const bits again = run_for_bits(c, sc, &other, impl);
-        assert_same_bits("o", &again.out.o, &first.out.o);
-        assert_same_bits("lse", &again.out.lse, &first.out.lse);
-        assert_same_bits("dq", &again.grads.dq, &first.grads.dq);
-        assert_same_bits("dk", &again.grads.dk, &first.grads.dk);
-        assert_same_bits("dv", &again.grads.dv, &first.grads.dv);
+        const bits again = run_for_bits(c, sc->shape.out, &other, impl);
+        assert_same(&again, &first);
     }
 }
 
@@ -195,6 +221,51 @@ static void test_same_bits_for_any_threads(void **state)
         start_case(&c, *state, &scenarios[chosen[i]], &r);
         each_impl(&c, &scenarios[chosen[i]], 1, compare_threads, NULL);
     }
+}
+
+/* ---- The same bits however tensors lie: all inputs in one layout, the o and lse of backward among them, all outputs
+ * too */
+
+static void compare_layouts(const attn_case *c, const scenario *sc, const nsa_ctx *ctx, const attn_impl *impl,
+                            void *expected)
+{
+    const bits want = run_for_bits(expected, LAYOUT_THD, ctx, impl), got = run_for_bits(c, sc->shape.out, ctx, impl);
+    assert_same(&got, &want);
+    assert_all_padding_intact(&got);
+}
+
+static void test_same_bits_in_every_layout(void **state)
+{
+    static const scenario base[] = {
+        {0, 0, {3, 2, 16, 16, NSA_F32, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, true, 0.0}},
+        {2, 0, {1, 3, 24, 7, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+    };
+    static const seq_lengths lengths[] = {{13, 13}, {0, 5}, {29, 29}, {3, 37}, {6, 2}};
+    rng r = rng_new();
+    for (int i = 0; i < 2; i++)
+        for (int as = LAYOUT_THD; as < N_LAYOUTS; as++) {
+            testlib_reset();
+            snprintf(case_name, sizeof case_name, "case %d in layout %d", i, as);
+            scenario sc = base[i];
+            sc.shape.q = sc.shape.kv = (layout)as;
+            sc.shape.out = output_layout((layout)as);
+            const nsa_batch batch = batch_of(lengths, sizeof lengths / sizeof *lengths);
+            attn_case c;
+            attn_case_init(&c, *state, &block_sizes[sc.blocks], &batch, &sc.shape, &r);
+            if (as >= N_OUTPUT_LAYOUTS) { /* no forward call leaves such an o and lse, but backward takes them */
+                c.o = tensor_new(&c.cfg, &c.batch, SIDE_Q, c.cfg.n_heads_q, c.cfg.d_v, sc.shape.dtype, (layout)as);
+                c.lse = tensor_new(&c.cfg, &c.batch, SIDE_Q, c.cfg.n_heads_q, 1, NSA_F32, (layout)as);
+                tensor_fill_normal(&c.o, &r, 1.0);
+                tensor_fill_normal(&c.lse, &r, 2.0);
+            }
+            attn_case packed = c;
+            test_tensor *tensors[] = {&packed.q,   &packed.k,       &packed.v, &packed.d_o,
+                                      &packed.lse, &packed.slc_idx, &packed.o, &packed.gate};
+            for (size_t t = 0; t < sizeof tensors / sizeof *tensors; t++)
+                if (tensors[t]->t.data != NULL)
+                    *tensors[t] = tensor_as(tensors[t], LAYOUT_THD);
+            each_impl(&c, &sc, 2, compare_layouts, &packed);
+        }
 }
 
 /* ---- Keys and queries full of NaN or infinity touch nothing but the rows that attend to them */
@@ -233,7 +304,8 @@ static void compare_with_clean(const attn_case *c, const scenario *sc, const nsa
                                void *expected)
 {
     const planted *x = expected;
-    const bits got = run_for_bits(c, sc, ctx, impl), want = run_for_bits(&x->clean, sc, ctx, impl);
+    const bits got = run_for_bits(c, sc->shape.out, ctx, impl),
+               want = run_for_bits(&x->clean, sc->shape.out, ctx, impl);
     const int64_t group = config_group(&c->cfg);
     for (int32_t s = 0; s < c->batch.n_seqs; s++)
         for (int32_t h = 0; h < c->cfg.n_heads_q; h++)
@@ -283,9 +355,8 @@ static void test_nan_outside_the_set(void **state)
 static void run_only(const attn_case *c, const scenario *sc, const nsa_ctx *ctx, const attn_impl *impl, void *expected)
 {
     (void)expected;
-    const bits x = run_for_bits(c, sc, ctx, impl);
-    assert_padding_intact("o", &x.out.o);
-    assert_padding_intact("dk", &x.grads.dk);
+    const bits x = run_for_bits(c, sc->shape.out, ctx, impl);
+    assert_all_padding_intact(&x);
 }
 
 static void test_duplicates_stay_in_bounds(void **state)
@@ -308,6 +379,7 @@ static void test_duplicates_stay_in_bounds(void **state)
     {#op "_attn against the oracle", test_against_oracle, NULL, NULL, (void *)&attn_ops[op]},                          \
         {#op "_attn adds to gradients", test_adds_to_gradients, NULL, NULL, (void *)&attn_ops[op]},                    \
         {#op "_attn same bits for any threads", test_same_bits_for_any_threads, NULL, NULL, (void *)&attn_ops[op]},    \
+        {#op "_attn same bits in every layout", test_same_bits_in_every_layout, NULL, NULL, (void *)&attn_ops[op]},    \
     {                                                                                                                  \
 #op "_attn NaN outside the set", test_nan_outside_the_set, NULL, NULL, (void *)&attn_ops[op]                   \
     }

@@ -1,147 +1,15 @@
 /* Compression: every implementation on every instruction set against the oracle, the oracle against differences. */
-#include "ops/compress/compress.h"
-#include "testlib/testlib.h"
+#include "testlib/compress_case.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { PE, W1, B1, W2, B2, N_MEMBERS };
-
-static const char *const member_names[] = {"dpe", "dw1", "db1", "dw2", "db2"};
 static const nsa_ctx oracle_ctx = {.n_threads = 1, .reference = true};
-
-typedef struct shape {
-    nsa_phi_kind kind;
-    int32_t block, stride, max; /* max: longest sequence */
-    int32_t n_heads, d, hidden;
-    bool per_head, bare; /* bare: without the members that may be NULL */
-    nsa_dtype dtype, phi_dtype;
-    layout x, out;
-} shape;
-
-/* Parameters, or their gradients: every member as rows of a tensor of its own, to be compared by row. */
-typedef struct phi_case {
-    nsa_batch batch[N_MEMBERS];
-    test_tensor m[N_MEMBERS];
-    bool given[N_MEMBERS];
-    nsa_phi phi;
-} phi_case;
-
-typedef struct compress_case {
-    nsa_config cfg;
-    nsa_batch batch;
-    shape shape;
-    test_tensor x, dy;
-    phi_case phi;
-} compress_case;
-
-static void phi_point(phi_case *c)
-{
-    void **const to[] = {&c->phi.pe, &c->phi.w1, &c->phi.b1, &c->phi.w2, &c->phi.b2};
-    for (int m = 0; m < N_MEMBERS; m++)
-        *to[m] = c->given[m] ? c->m[m].t.data : NULL;
-}
-
-/* Members as rows x columns of a set; nothing of the library is asked. */
-static void phi_init(phi_case *c, const shape *sh, const nsa_config *cfg, nsa_dtype dtype)
-{
-    const int32_t in = sh->block * sh->d;
-    const int32_t sizes[][N_MEMBERS][2] = {
-        [NSA_PHI_MEAN] = {{0, 0}, {0, 0}, {0, 0}, {0, 0}, {0, 0}},
-        [NSA_PHI_LINEAR] = {{sh->block, sh->d}, {in, sh->d}, {0, 0}, {0, 0}, {0, 0}},
-        [NSA_PHI_GATED_TOKEN] = {{0, 0}, {1, sh->d}, {1, sh->block}, {0, 0}, {0, 0}},
-        [NSA_PHI_GATED_CHANNEL] = {{0, 0}, {sh->d, sh->d}, {sh->block, sh->d}, {0, 0}, {0, 0}},
-        [NSA_PHI_MLP] = {{sh->block, sh->d}, {in, sh->hidden}, {1, sh->hidden}, {sh->hidden, sh->d}, {1, sh->d}},
-    };
-    const bool optional[] = {true, false, sh->kind == NSA_PHI_MLP, false, true};
-    c->phi = (nsa_phi){.kind = sh->kind, .dtype = dtype, .per_head = sh->per_head, .d_hidden = sh->hidden};
-    for (int m = 0; m < N_MEMBERS; m++) {
-        const int32_t *size = sizes[sh->kind][m];
-        c->given[m] = size[0] > 0 && !(sh->bare && optional[m]);
-        c->batch[m] = batch_of(&(seq_lengths){0, size[0] * (sh->per_head ? sh->n_heads : 1)}, 1);
-        c->m[m] = tensor_new(cfg, &c->batch[m], SIDE_K, 1, size[1], dtype, LAYOUT_THD);
-    }
-    phi_point(c);
-}
-
-static void case_init(compress_case *c, const shape *sh, const nsa_batch *batch, rng *r)
-{
-    c->shape = *sh;
-    c->batch = *batch;
-    nsa_config_init(&c->cfg);
-    c->cfg.n_heads_q = c->cfg.n_heads_kv = sh->n_heads;
-    c->cfg.d_qk = sh->d;
-    c->cfg.cmp_block = c->cfg.slc_block = sh->block;
-    c->cfg.cmp_stride = sh->stride;
-    c->x = tensor_new(&c->cfg, &c->batch, SIDE_K, sh->n_heads, sh->d, sh->dtype, sh->x);
-    c->dy = tensor_new(&c->cfg, &c->batch, SIDE_CMP, sh->n_heads, sh->d, sh->dtype, sh->x);
-    tensor_fill_normal(&c->x, r, 1.0);
-    tensor_fill_normal(&c->dy, r, 1.0);
-    phi_init(&c->phi, sh, &c->cfg, sh->phi_dtype);
-    const double in = sh->kind == NSA_PHI_LINEAR || sh->kind == NSA_PHI_MLP ? sh->block * sh->d : sh->d;
-    const double sigma[] = {0.5, 1.0 / sqrt(in), 0.5, 1.0 / sqrt(fmax(1.0, sh->hidden)), 0.5};
-    for (int m = 0; m < N_MEMBERS; m++)
-        if (c->phi.given[m])
-            tensor_fill_normal(&c->phi.m[m], r, sigma[m]);
-}
-
-static compress_problem problem_of(const compress_case *c, const nsa_ctx *ctx, ref_rounding rounding)
-{
-    compress_problem p = {
-        .ctx = ctx,
-        .cfg = &c->cfg,
-        .seqs = seqs_of_batch(&c->batch),
-        .d = c->shape.d,
-        .phi = c->phi.phi,
-        .x = rows_from_tensor(&c->x.t, c->shape.d, c->batch.cu_seqlens_k, 1),
-        .dy = c->dy.t,
-        .rounding = rounding,
-    };
-    p.seqs.cu_q = NULL;
-    return p;
-}
-
-static test_tensor run_forward(const compress_case *c, const nsa_ctx *ctx, const compress_impl *impl,
-                               ref_rounding rounding, nsa_dtype dtype)
-{
-    const test_tensor y = tensor_new(&c->cfg, &c->batch, SIDE_CMP, c->shape.n_heads, c->shape.d, dtype, c->shape.out);
-    compress_problem p = problem_of(c, ctx, rounding);
-    p.y = y.t;
-    run_op(impl->forward, &p);
-    return y;
-}
-
-typedef struct grads {
-    test_tensor dx;
-    phi_case dphi;
-} grads;
-
-/* start: what to add to, or NULL. dtype: of dx. */
-static void run_backward(const compress_case *c, const nsa_ctx *ctx, const compress_impl *impl, ref_rounding rounding,
-                         const test_tensor *start, nsa_dtype dtype, nsa_dtype phi_dtype, grads *g)
-{
-    g->dx = start != NULL ? tensor_copy(start, dtype)
-                          : tensor_new(&c->cfg, &c->batch, SIDE_K, c->shape.n_heads, c->shape.d, dtype, c->shape.out);
-    phi_init(&g->dphi, &c->shape, &c->cfg, phi_dtype);
-    compress_problem p = problem_of(c, ctx, rounding);
-    p.dx = g->dx.t;
-    p.add_dx = start != NULL;
-    p.dphi = g->dphi.phi;
-    run_op(impl->backward, &p);
-}
-
-static const compress_impl *oracle(void)
-{
-    const compress_impl *impl = compress_impls;
-    while (impl[1].name != NULL)
-        impl++;
-    return impl;
-}
 
 /* ---- Against the oracle */
 
-static const shape shapes[] = {
+static const compress_shape shapes[] = {
     {NSA_PHI_MEAN, 8, 4, 83, 2, 16, 0, false, false, NSA_F32, NSA_F32, LAYOUT_THD, LAYOUT_THD},
     {NSA_PHI_MEAN, 6, 3, 71, 2, 33, 0, true, false, NSA_BF16, NSA_F32, LAYOUT_BSHD, LAYOUT_BHSD},
     {NSA_PHI_MEAN, 1, 1, 71, 1, 5, 0, false, false, NSA_F16, NSA_F16, LAYOUT_HTD, LAYOUT_GAPS},
@@ -170,7 +38,7 @@ static void start_case(compress_case *c, int i, rng *r)
     testlib_reset();
     test_note("case %d", i);
     const nsa_batch batch = batch_ragged(shapes[i].block, shapes[i].max);
-    case_init(c, &shapes[i], &batch, r);
+    compress_case_init(c, &shapes[i], &batch, r);
 }
 
 /* Calls test for every implementation that takes the case, on every instruction set. */
@@ -182,8 +50,8 @@ static void each_impl(const compress_case *c, int i, int32_t n_threads, impl_fn 
     const int n_contexts = test_contexts(contexts, n_threads);
     for (int x = 0; x < n_contexts; x++)
         for (const compress_impl *impl = compress_impls; impl->name != NULL; impl++) {
-            const compress_problem p = problem_of(c, &contexts[x], REF_EXACT);
-            if (!impl->supports(&p) || (x > 0 && impl == oracle()))
+            const compress_problem p = compress_problem_of(c, &contexts[x], REF_EXACT);
+            if (!impl->supports(&p) || (x > 0 && impl == compress_oracle()))
                 continue;
             test_note("%s, %s, case %d", impl->name, contexts[x].simd->name, i);
             test(c, &contexts[x], impl, expected);
@@ -191,26 +59,28 @@ static void each_impl(const compress_case *c, int i, int32_t n_threads, impl_fn 
 }
 
 typedef struct reference {
-    test_tensor y, y_rounded;
+    test_tensor y, y_rounded, y_size;
     test_tensor start; /* what dx is added to */
     bool add;
     nsa_dtype dx_dtype;
-    grads exact, rounded;
+    compress_grads exact, rounded, size;
 } reference;
 
 static void compare_with_oracle(const compress_case *c, const nsa_ctx *ctx, const compress_impl *impl, void *expected)
 {
     const reference *want = expected;
-    const test_tensor y = run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
-    assert_close("y", &y, &want->y, &want->y_rounded);
+    const test_tensor y = compress_run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
+    assert_close("y", &y, &want->y, &want->y_rounded, &want->y_size);
     assert_padding_intact("y", &y);
-    grads g;
-    run_backward(c, ctx, impl, REF_EXACT, want->add ? &want->start : NULL, want->dx_dtype, c->shape.phi_dtype, &g);
-    assert_close("dx", &g.dx, &want->exact.dx, &want->rounded.dx);
+    compress_grads g;
+    compress_run_backward(c, ctx, impl, REF_EXACT, want->add ? &want->start : NULL, want->dx_dtype, c->shape.phi_dtype,
+                          &g);
+    assert_close("dx", &g.dx, &want->exact.dx, &want->rounded.dx, &want->size.dx);
     assert_padding_intact("dx", &g.dx);
-    for (int m = 0; m < N_MEMBERS; m++)
+    for (int m = 0; m < N_PHI_MEMBERS; m++)
         if (g.dphi.given[m])
-            assert_close(member_names[m], &g.dphi.m[m], &want->exact.dphi.m[m], &want->rounded.dphi.m[m]);
+            assert_close(phi_member_names[m], &g.dphi.m[m], &want->exact.dphi.m[m], &want->rounded.dphi.m[m],
+                         &want->size.dphi.m[m]);
 }
 
 static void against_oracle(bool add)
@@ -220,13 +90,15 @@ static void against_oracle(bool add)
         compress_case c;
         start_case(&c, i, &r);
         reference want = {.add = add, .dx_dtype = add ? NSA_F32 : c.shape.dtype};
-        want.y = run_forward(&c, &oracle_ctx, oracle(), REF_EXACT, NSA_F64);
-        want.y_rounded = run_forward(&c, &oracle_ctx, oracle(), REF_F32, c.shape.dtype);
+        want.y = compress_run_forward(&c, &oracle_ctx, compress_oracle(), REF_EXACT, NSA_F64);
+        want.y_rounded = compress_run_forward(&c, &oracle_ctx, compress_oracle(), REF_F32, c.shape.dtype);
         want.start = tensor_new(&c.cfg, &c.batch, SIDE_K, c.shape.n_heads, c.shape.d, NSA_F32, c.shape.out);
         tensor_fill_normal(&want.start, &r, 1.0);
         const test_tensor *start = add ? &want.start : NULL;
-        run_backward(&c, &oracle_ctx, oracle(), REF_EXACT, start, NSA_F64, NSA_F64, &want.exact);
-        run_backward(&c, &oracle_ctx, oracle(), REF_F32, start, want.dx_dtype, c.shape.phi_dtype, &want.rounded);
+        compress_run_backward(&c, &oracle_ctx, compress_oracle(), REF_EXACT, start, NSA_F64, NSA_F64, &want.exact);
+        compress_run_backward(&c, &oracle_ctx, compress_oracle(), REF_F32, start, want.dx_dtype, c.shape.phi_dtype,
+                              &want.rounded);
+        compress_sizes(&c, start, &want.y_size, &want.size);
         each_impl(&c, i, 2, compare_with_oracle, &want);
     }
 }
@@ -245,28 +117,28 @@ static void test_adds_to_dx(void **state)
 
 /* ---- The same bits for any number of threads */
 
-static void assert_same_grads(const grads *got, const grads *want)
+static void assert_same_grads(const compress_grads *got, const compress_grads *want)
 {
     assert_same_bits("dx", &got->dx, &want->dx);
-    for (int m = 0; m < N_MEMBERS; m++)
+    for (int m = 0; m < N_PHI_MEMBERS; m++)
         if (got->dphi.given[m])
-            assert_same_bits(member_names[m], &got->dphi.m[m], &want->dphi.m[m]);
+            assert_same_bits(phi_member_names[m], &got->dphi.m[m], &want->dphi.m[m]);
 }
 
 static void compare_threads(const compress_case *c, const nsa_ctx *ctx, const compress_impl *impl, void *expected)
 {
     (void)expected;
-    const test_tensor y = run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
-    grads g;
-    run_backward(c, ctx, impl, REF_EXACT, NULL, c->shape.dtype, c->shape.phi_dtype, &g);
+    const test_tensor y = compress_run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
+    compress_grads g;
+    compress_run_backward(c, ctx, impl, REF_EXACT, NULL, c->shape.dtype, c->shape.phi_dtype, &g);
     const int32_t n_threads[] = {1, 2, 3, 8};
     for (int i = 0; i < 4; i++) {
         nsa_ctx other = *ctx;
         other.n_threads = n_threads[i];
-        const test_tensor y_again = run_forward(c, &other, impl, REF_EXACT, c->shape.dtype);
+        const test_tensor y_again = compress_run_forward(c, &other, impl, REF_EXACT, c->shape.dtype);
         assert_same_bits("y", &y_again, &y);
-        grads again;
-        run_backward(c, &other, impl, REF_EXACT, NULL, c->shape.dtype, c->shape.phi_dtype, &again);
+        compress_grads again;
+        compress_run_backward(c, &other, impl, REF_EXACT, NULL, c->shape.dtype, c->shape.phi_dtype, &again);
         assert_same_grads(&again, &g);
     }
 }
@@ -281,6 +153,52 @@ static void test_same_bits_for_any_threads(void **state)
         start_case(&c, chosen[i], &r);
         each_impl(&c, chosen[i], 1, compare_threads, NULL);
     }
+}
+
+/* ---- The same bits in every layout */
+
+static void compare_with_packed(const compress_case *c, const nsa_ctx *ctx, const compress_impl *impl, void *expected)
+{
+    const compress_case *packed = expected;
+    const test_tensor want = compress_run_forward(packed, ctx, impl, REF_EXACT, c->shape.dtype),
+                      got = compress_run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
+    assert_same_bits("y", &got, &want);
+    assert_padding_intact("y", &got);
+    compress_grads g, packed_g;
+    compress_run_backward(packed, ctx, impl, REF_EXACT, NULL, c->shape.dtype, c->shape.phi_dtype, &packed_g);
+    compress_run_backward(c, ctx, impl, REF_EXACT, NULL, c->shape.dtype, c->shape.phi_dtype, &g);
+    assert_same_grads(&g, &packed_g);
+    assert_padding_intact("dx", &g.dx);
+}
+
+static void test_same_bits_in_every_layout(void **state)
+{
+    (void)state;
+    rng r = rng_new();
+    for (int kind = NSA_PHI_MEAN; kind <= NSA_PHI_MLP; kind++)
+        for (int as = LAYOUT_THD; as < N_LAYOUTS; as++) {
+            testlib_reset();
+            const bool even = kind % 2 == 0;
+            const compress_shape sh = {.kind = (nsa_phi_kind)kind,
+                                       .block = 4,
+                                       .stride = 2,
+                                       .n_heads = 3,
+                                       .d = even ? 16 : 7,
+                                       .hidden = 9,
+                                       .per_head = even,
+                                       .dtype = even ? NSA_F32 : NSA_BF16,
+                                       .phi_dtype = NSA_F32,
+                                       .x = (layout)as,
+                                       .out = output_layout((layout)as)};
+            const nsa_batch batch = batch_of((const seq_lengths[]){{0, 13}, {0, 3}, {0, 0}, {0, 40}, {0, 8}}, 5);
+            compress_case c;
+            compress_case_init(&c, &sh, &batch, &r);
+            compress_case packed = c;
+            packed.shape.out = LAYOUT_THD;
+            packed.x = tensor_as(&c.x, LAYOUT_THD);
+            packed.dy = tensor_as(&c.dy, LAYOUT_THD);
+            each_impl(&c, as, 2, compare_with_packed, &packed);
+        }
 }
 
 /* ---- A bad token changes its own blocks only; one in no block changes nothing */
@@ -303,12 +221,12 @@ static void fill_tail(const compress_case *c, double value)
 static void compare_tail(const compress_case *c, const nsa_ctx *ctx, const compress_impl *impl, void *expected)
 {
     (void)expected;
-    grads g[2];
+    compress_grads g[2];
     test_tensor y[2];
     for (int i = 0; i < 2; i++) {
         fill_tail(c, i == 0 ? 1.0 : NAN);
-        y[i] = run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
-        run_backward(c, ctx, impl, REF_EXACT, NULL, c->shape.dtype, c->shape.phi_dtype, &g[i]);
+        y[i] = compress_run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
+        compress_run_backward(c, ctx, impl, REF_EXACT, NULL, c->shape.dtype, c->shape.phi_dtype, &g[i]);
     }
     assert_same_bits("y", &y[1], &y[0]);
     assert_same_grads(&g[1], &g[0]);
@@ -324,12 +242,12 @@ static void compare_bad_token(const compress_case *c, const nsa_ctx *ctx, const 
     enum { SEQ = 5 }; /* the longest of batch_ragged */
     const int64_t t = tensor_rows(&c->x, SEQ) / 2, stride = c->cfg.cmp_stride, block = c->cfg.cmp_block;
     const double before = tensor_get(&c->x, SEQ, t, 0, 0);
-    const test_tensor y = run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
-    grads g, bad;
-    run_backward(c, ctx, impl, REF_EXACT, NULL, c->shape.dtype, c->shape.phi_dtype, &g);
+    const test_tensor y = compress_run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
+    compress_grads g, bad;
+    compress_run_backward(c, ctx, impl, REF_EXACT, NULL, c->shape.dtype, c->shape.phi_dtype, &g);
     tensor_set(&c->x, SEQ, t, 0, 0, NAN);
-    const test_tensor y_bad = run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
-    run_backward(c, ctx, impl, REF_EXACT, NULL, c->shape.dtype, c->shape.phi_dtype, &bad);
+    const test_tensor y_bad = compress_run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
+    compress_run_backward(c, ctx, impl, REF_EXACT, NULL, c->shape.dtype, c->shape.phi_dtype, &bad);
     tensor_set(&c->x, SEQ, t, 0, 0, before);
     for (int32_t s = 0; s < c->batch.n_seqs; s++)
         for (int32_t h = 0; h < c->shape.n_heads; h++) {
@@ -385,7 +303,7 @@ static void compare_with_whole(const compress_case *c, const nsa_ctx *ctx, const
 {
     (void)expected;
     enum { N = 14 };
-    const test_tensor whole = run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
+    const test_tensor whole = compress_run_forward(c, ctx, impl, REF_EXACT, c->shape.dtype);
     seq_lengths added[N];
     int32_t n_old[N], first[N], y_row[N], len_k[N], n_rows = 0;
     for (int32_t s = 0; s < c->batch.n_seqs; s++) {
@@ -411,7 +329,7 @@ static void compare_with_whole(const compress_case *c, const nsa_ctx *ctx, const
                 for (int64_t t = n_old[s]; t < len_k[s]; t++)
                     tensor_set(&x, s, t - n_old[s], h, i, tensor_get(&c->x, s, t, h, i));
             }
-    compress_problem p = problem_of(c, ctx, REF_EXACT);
+    compress_problem p = compress_problem_of(c, ctx, REF_EXACT);
     p.seqs.cu_k = NULL;
     p.seqs.len_k = length_k;
     p.seqs.cache = &k;
@@ -511,9 +429,9 @@ static void test_by_hand(void **state)
 
 static double loss(const compress_case *c, const test_tensor *y)
 {
-    compress_problem p = problem_of(c, &oracle_ctx, REF_EXACT);
+    compress_problem p = compress_problem_of(c, &oracle_ctx, REF_EXACT);
     p.y = y->t;
-    run_op(oracle()->forward, &p);
+    run_op(compress_oracle()->forward, &p);
     double sum = 0.0;
     for (int32_t s = 0; s < c->batch.n_seqs; s++)
         for (int64_t i = 0; i < tensor_rows(y, s); i++)
@@ -555,17 +473,17 @@ static void test_gradients_of_the_oracle(void **state)
         for (int per_head = 0; per_head < 2; per_head++) {
             testlib_reset();
             test_note("kind %d, per_head %d", kind, per_head);
-            const shape sh = {(nsa_phi_kind)kind, 4,     2,       0,       2,          3,         5,
-                              per_head != 0,      false, NSA_F64, NSA_F64, LAYOUT_THD, LAYOUT_THD};
+            const compress_shape sh = {(nsa_phi_kind)kind, 4,     2,       0,       2,          3,         5,
+                                       per_head != 0,      false, NSA_F64, NSA_F64, LAYOUT_THD, LAYOUT_THD};
             const nsa_batch batch = batch_of((const seq_lengths[]){{0, 9}, {0, 3}, {0, 4}}, 3);
             compress_case c;
-            case_init(&c, &sh, &batch, &r);
-            grads g;
-            run_backward(&c, &oracle_ctx, oracle(), REF_EXACT, NULL, NSA_F64, NSA_F64, &g);
+            compress_case_init(&c, &sh, &batch, &r);
+            compress_grads g;
+            compress_run_backward(&c, &oracle_ctx, compress_oracle(), REF_EXACT, NULL, NSA_F64, NSA_F64, &g);
             compare_with_differences(&c, "dx", &c.x, &g.dx);
-            for (int m = 0; m < N_MEMBERS; m++)
+            for (int m = 0; m < N_PHI_MEMBERS; m++)
                 if (g.dphi.given[m])
-                    compare_with_differences(&c, member_names[m], &c.phi.m[m], &g.dphi.m[m]);
+                    compare_with_differences(&c, phi_member_names[m], &c.phi.m[m], &g.dphi.m[m]);
         }
 }
 
@@ -582,8 +500,8 @@ static void test_public_functions(void **state)
     nsa_batch keys = c.batch; /* the query side may be anything */
     keys.cu_seqlens_q = NULL;
     keys.total_q = keys.max_seqlen_q = -1;
-    const compress_problem p = problem_of(&c, ctx, REF_EXACT);
-    const test_tensor want = run_forward(&c, ctx, compress_choose(&p), REF_EXACT, c.shape.dtype);
+    const compress_problem p = compress_problem_of(&c, ctx, REF_EXACT);
+    const test_tensor want = compress_run_forward(&c, ctx, compress_choose(&p), REF_EXACT, c.shape.dtype);
     const test_tensor y = tensor_like(&want, c.shape.dtype);
     nsa_compress_args args = {c.shape.d, c.phi.phi, c.x.t, y.t};
     size_t bytes = 0;
@@ -593,9 +511,9 @@ static void test_public_functions(void **state)
     assert_int_equal(nsa_compress(ctx, &c.cfg, &keys, &args, ws, bytes, NULL), NSA_OK);
     assert_same_bits("y", &y, &want);
 
-    grads g, got;
-    run_backward(&c, ctx, compress_choose(&p), REF_EXACT, NULL, c.shape.dtype, c.shape.phi_dtype, &g);
-    phi_init(&got.dphi, &c.shape, &c.cfg, c.shape.phi_dtype);
+    compress_grads g, got;
+    compress_run_backward(&c, ctx, compress_choose(&p), REF_EXACT, NULL, c.shape.dtype, c.shape.phi_dtype, &g);
+    phi_case_init(&got.dphi, &c.shape, &c.cfg, c.shape.phi_dtype);
     got.dx = tensor_like(&g.dx, c.shape.dtype);
     nsa_compress_backward_args back = {c.shape.d, c.phi.phi, c.x.t, c.dy.t, got.dx.t, got.dphi.phi};
     assert_int_equal(nsa_compress_backward_workspace(ctx, &c.cfg, &keys, &back, &bytes), NSA_OK);
@@ -620,6 +538,7 @@ int main(void)
         cmocka_unit_test(test_against_oracle),
         cmocka_unit_test(test_adds_to_dx),
         cmocka_unit_test(test_same_bits_for_any_threads),
+        cmocka_unit_test(test_same_bits_in_every_layout),
         cmocka_unit_test(test_bad_tokens),
         cmocka_unit_test(test_as_a_cache),
         cmocka_unit_test(test_by_hand),

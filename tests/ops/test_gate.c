@@ -16,6 +16,7 @@ static const shape shapes[] = {
     {5, 256, NSA_BF16, NSA_F32, LAYOUT_BSHD, LAYOUT_BHSD, LAYOUT_GAPS},
     {2, 33, NSA_F16, NSA_F16, LAYOUT_HTD, LAYOUT_ONE_TOKEN, LAYOUT_BSHD},
     {1, 1, NSA_BF16, NSA_BF16, LAYOUT_ONE_HEAD, LAYOUT_GAPS, LAYOUT_THD},
+    {2, 9, NSA_F32, NSA_F32, LAYOUT_ONE_TOKEN, LAYOUT_HTD, LAYOUT_HTD},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -81,6 +82,18 @@ static const gate_impl *oracle(void)
     return impl;
 }
 
+/* The same with the absolute values, of which the terms of the sizes are made. */
+static void case_abs(gate_case *sizes, const gate_case *c)
+{
+    *sizes = *c;
+    test_tensor *inputs[] = {&sizes->gate, &sizes->d_o, &sizes->o_branch[0], &sizes->o_branch[1], &sizes->o_branch[2]};
+    for (int i = 0; i < 5; i++) {
+        const test_tensor of = *inputs[i];
+        *inputs[i] = tensor_like(&of, NSA_F64);
+        tensor_fill_abs(inputs[i], &of);
+    }
+}
+
 static void test_against_oracle(void **state)
 {
     (void)state;
@@ -92,20 +105,32 @@ static void test_against_oracle(void **state)
         case_init(&c, &shapes[i], &r);
         const result exact = run(&c, &oracle_ctx, oracle(), REF_EXACT, NSA_F64, NSA_F64);
         const result rounded = run(&c, &oracle_ctx, oracle(), REF_F32, c.shape.dtype, c.shape.gate_dtype);
+        gate_case sizes;
+        case_abs(&sizes, &c);
+        const result size = run(&sizes, &oracle_ctx, oracle(), REF_EXACT, NSA_F64, NSA_F64);
         for (int x = 0; x < n_contexts; x++)
             for (const gate_impl *impl = gate_impls; impl->name != NULL; impl++) {
                 test_note("%s, %s, case %d", impl->name, contexts[x].simd->name, i);
                 const result got = run(&c, &contexts[x], impl, REF_EXACT, c.shape.dtype, c.shape.gate_dtype);
-                assert_close("o", &got.o, &exact.o, &rounded.o);
-                assert_close("dgate", &got.dgate, &exact.dgate, &rounded.dgate);
+                assert_close("o", &got.o, &exact.o, &rounded.o, &size.o);
+                assert_close("dgate", &got.dgate, &exact.dgate, &rounded.dgate, &size.dgate);
                 assert_padding_intact("o", &got.o);
                 assert_padding_intact("dgate", &got.dgate);
                 for (int b = 0; b < NSA_N_BRANCHES; b++) {
-                    assert_close("do_branch", &got.do_branch[b], &exact.do_branch[b], &rounded.do_branch[b]);
+                    assert_close("do_branch", &got.do_branch[b], &exact.do_branch[b], &rounded.do_branch[b],
+                                 &size.do_branch[b]);
                     assert_padding_intact("do_branch", &got.do_branch[b]);
                 }
             }
     }
+}
+
+static void assert_same(const result *got, const result *want)
+{
+    assert_same_bits("o", &got->o, &want->o);
+    assert_same_bits("dgate", &got->dgate, &want->dgate);
+    for (int b = 0; b < NSA_N_BRANCHES; b++)
+        assert_same_bits("do_branch", &got->do_branch[b], &want->do_branch[b]);
 }
 
 static void test_same_bits_for_any_threads(void **state)
@@ -125,12 +150,35 @@ static void test_same_bits_for_any_threads(void **state)
                 nsa_ctx other = contexts[x];
                 other.n_threads = n_threads[k];
                 const result again = run(&c, &other, gate_impls, REF_EXACT, c.shape.dtype, c.shape.gate_dtype);
-                assert_same_bits("o", &again.o, &first.o);
-                assert_same_bits("dgate", &again.dgate, &first.dgate);
-                for (int b = 0; b < NSA_N_BRANCHES; b++)
-                    assert_same_bits("do_branch", &again.do_branch[b], &first.do_branch[b]);
+                assert_same(&again, &first);
             }
         }
+    }
+}
+
+static void test_same_bits_in_every_layout(void **state)
+{
+    (void)state;
+    rng r = rng_new();
+    nsa_ctx contexts[MAX_CONTEXTS];
+    const int n_contexts = test_contexts(contexts, 2);
+    for (int as = LAYOUT_THD; as < N_LAYOUTS; as++) {
+        const shape sh = {3, 20, NSA_BF16, NSA_F32, (layout)as, (layout)as, output_layout((layout)as)};
+        gate_case c;
+        case_init(&c, &sh, &r);
+        gate_case packed = c;
+        packed.shape.out = LAYOUT_THD;
+        packed.gate = tensor_as(&c.gate, LAYOUT_THD);
+        packed.d_o = tensor_as(&c.d_o, LAYOUT_THD);
+        for (int b = 0; b < NSA_N_BRANCHES; b++)
+            packed.o_branch[b] = tensor_as(&c.o_branch[b], LAYOUT_THD);
+        for (int x = 0; x < n_contexts; x++)
+            for (const gate_impl *impl = gate_impls; impl->name != NULL; impl++) {
+                test_note("%s, %s, layout %d", impl->name, contexts[x].simd->name, as);
+                const result want = run(&packed, &contexts[x], impl, REF_EXACT, sh.dtype, sh.gate_dtype);
+                const result got = run(&c, &contexts[x], impl, REF_EXACT, sh.dtype, sh.gate_dtype);
+                assert_same(&got, &want);
+            }
     }
 }
 
@@ -171,6 +219,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_oracle),
         cmocka_unit_test(test_same_bits_for_any_threads),
+        cmocka_unit_test(test_same_bits_in_every_layout),
         cmocka_unit_test(test_by_hand),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

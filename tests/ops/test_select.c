@@ -91,7 +91,8 @@ static void case_init(select_case *c, const shape *sh, rng *r)
     const nsa_dtype lse = lse_dtype(sh->dtype);
     c->q = tensor_new(&c->cfg, &c->batch, SIDE_Q, c->cfg.n_heads_q, sh->d, sh->dtype, sh->in);
     c->k = tensor_new(&c->cfg, &c->batch, SIDE_CMP, sh->n_heads_kv, sh->d, sh->dtype, sh->in);
-    c->lse = tensor_new(&c->cfg, &c->batch, SIDE_Q, c->cfg.n_heads_q, 1, lse, sh->in);
+    const layout of_lse = sh->in == LAYOUT_ONE_TOKEN ? LAYOUT_GAPS : sh->in; /* the same q, but other keys */
+    c->lse = tensor_new(&c->cfg, &c->batch, SIDE_Q, c->cfg.n_heads_q, 1, lse, of_lse);
     c->p = guarded((size_t)c->batch.max_seqlen_k * sizeof(double), FLUSH_RIGHT);
     c->score = guarded((size_t)c->batch.max_seqlen_k * sizeof(double), FLUSH_RIGHT);
     tensor_fill_normal(&c->q, r, sh->sigma);
@@ -417,6 +418,31 @@ static void test_same_bits_for_any_threads(void **state)
     }
 }
 
+/* ---- The same bits in every layout */
+
+static void compare_with_packed(const select_case *c, const nsa_ctx *ctx, const select_impl *impl, const void *expected)
+{
+    const test_tensor want = run(expected, ctx, impl), got = run(c, ctx, impl);
+    assert_same_bits("slc_idx", &got, &want);
+}
+
+static void test_same_bits_in_every_layout(void **state)
+{
+    (void)state;
+    rng r = rng_new();
+    for (int as = LAYOUT_THD; as < N_LAYOUTS; as++) {
+        const shape sh = {4, 2, 8, 3, 1, 1, 67, 2, 3, 16, NSA_F32, (layout)as, output_layout((layout)as), 2.0};
+        select_case c;
+        case_init(&c, &sh, &r);
+        select_case packed = c;
+        packed.shape.out = LAYOUT_THD;
+        packed.q = tensor_as(&c.q, LAYOUT_THD);
+        packed.k = tensor_as(&c.k, LAYOUT_THD);
+        packed.lse = tensor_as(&c.lse, LAYOUT_THD);
+        each_impl(&c, as, 2, compare_with_packed, &packed);
+    }
+}
+
 /* ---- Public functions */
 
 static void test_public_functions(void **state)
@@ -446,6 +472,7 @@ int main(void)
         cmocka_unit_test(test_ties_go_to_the_lower_block),
         cmocka_unit_test(test_nan_ranks_below_numbers),
         cmocka_unit_test(test_same_bits_for_any_threads),
+        cmocka_unit_test(test_same_bits_in_every_layout),
         cmocka_unit_test(test_public_functions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

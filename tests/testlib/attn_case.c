@@ -4,6 +4,8 @@
 #include "ops/slc_attn/slc_attn.h"
 #include "ops/win_attn/win_attn.h"
 
+#include <math.h>
+
 const attn_op attn_ops[NSA_N_BRANCHES] = {
     {"cmp_attn", NSA_CMP, SIDE_CMP, cmp_attn_impls},
     {"slc_attn", NSA_SLC, SIDE_K, slc_attn_impls},
@@ -16,31 +18,6 @@ const attn_impl *attn_oracle(const attn_op *op)
     while (last[1].name != NULL)
         last++;
     return last;
-}
-
-/* Any number of distinct blocks, the row's future ones too, in any order, among entries that must be skipped. */
-static void fill_slc_idx(const test_tensor *x, const nsa_batch *batch, rng *r)
-{
-    for (int32_t s = 0; s < batch->n_seqs; s++) {
-        const int64_t t_k = batch->cu_seqlens_k[s + 1] - batch->cu_seqlens_k[s];
-        const int32_t n_blocks = (int32_t)n_slc_blocks(x->cfg, t_k);
-        const int32_t skipped[] = {INT32_MIN, -1, n_blocks, n_blocks + 1, INT32_MAX, INT32_MAX / 2};
-        for (int64_t row = 0; row < tensor_rows(x, s); row++)
-            for (int32_t h = 0; h < x->e.n_heads; h++) {
-                int32_t *idx = (int32_t *)x->t.data + tensor_index(x, s, row, h, 0);
-                int32_t block = n_blocks == 0 ? 0 : rng_range(r, 0, n_blocks - 1), left = n_blocks;
-                for (int32_t i = 0; i < x->e.d; i++) {
-                    const bool valid = left > 0 && rng_range(r, 0, 3) > 0;
-                    idx[i] = valid ? block : skipped[rng_range(r, 0, 5)];
-                    if (valid)
-                        block = (block + 1) % n_blocks, left--;
-                }
-                for (int32_t i = x->e.d - 1; i > 0; i--) { /* shuffle */
-                    const int32_t j = rng_range(r, 0, i), swap = idx[i];
-                    idx[i] = idx[j], idx[j] = swap;
-                }
-            }
-    }
 }
 
 void attn_case_inputs(attn_case *c, const attn_op *op, const nsa_config *blocks, const nsa_batch *batch,
@@ -61,11 +38,13 @@ void attn_case_inputs(attn_case *c, const attn_op *op, const nsa_config *blocks,
     for (int i = 0; i < 4; i++)
         tensor_fill_normal(inputs[i], r, 1.0);
     if (op->branch == NSA_SLC) {
-        c->slc_idx = tensor_new(&c->cfg, &c->batch, SIDE_Q, n_kv, c->cfg.slc_topk, NSA_I32, LAYOUT_GAPS);
-        fill_slc_idx(&c->slc_idx, batch, r);
+        c->slc_idx = tensor_new(&c->cfg, &c->batch, SIDE_Q, n_kv, c->cfg.slc_topk, NSA_I32, shape->q);
+        tensor_fill_slc_idx(&c->slc_idx, r);
     }
-    if (shape->gate) {
-        c->gate = tensor_new(&c->cfg, &c->batch, SIDE_Q, n_q, NSA_N_BRANCHES, shape->dtype, LAYOUT_ONE_HEAD);
+    if (shape->gate) { /* per token, or laid out like the outputs */
+        const layout as = shape->out == LAYOUT_THD ? LAYOUT_ONE_HEAD : shape->out;
+        const nsa_dtype dtype = shape->dtype == NSA_F16 ? NSA_F32 : shape->dtype;
+        c->gate = tensor_new(&c->cfg, &c->batch, SIDE_Q, n_q, NSA_N_BRANCHES, dtype, as);
         tensor_fill_normal(&c->gate, r, 0.5);
     }
 }
@@ -111,6 +90,65 @@ attn_grads attn_grads_new(const attn_case *c, nsa_dtype dtype, layout as)
         .dk = tensor_new(&c->cfg, &c->batch, c->op->keys, c->cfg.n_heads_kv, c->cfg.d_qk, dtype, as),
         .dv = tensor_new(&c->cfg, &c->batch, c->op->keys, c->cfg.n_heads_kv, c->cfg.d_v, dtype, as),
     };
+}
+
+/* What (row, h) adds to the sizes. p, p_size: room for a number per key. */
+static void add_row_sizes(const attn_case *c, int32_t s, int64_t row, int32_t h, double *p, double *p_size,
+                          const attn_out *out, const attn_grads *grads)
+{
+    const int32_t d_qk = c->cfg.d_qk, d_v = c->cfg.d_v, kv = h / config_group(&c->cfg);
+    const int64_t n = tensor_rows(&c->k, s);
+    const double scale = config_scale(&c->cfg), lse = tensor_get(&c->lse, s, row, h, 0);
+    const double gate = c->gate.t.data == NULL ? 1.0 : tensor_get(&c->gate, s, row, h, c->op->branch);
+    const nsa_dtype dtype = c->q.t.dtype; /* to which a kernel may round p, ds and a gated d_o */
+    const double rounding = dtype == NSA_BF16 ? 0x1p-9 / CLOSE_SIZE : dtype == NSA_F16 ? 0x1p-12 / CLOSE_SIZE : 1.0;
+    const double gate_rounding = gate == 1.0 ? 1.0 : rounding;
+    double shift = 0.0, delta = 0.0, delta_size = 0.0, d_o[MAX_HEAD_DIM];
+    for (int64_t j = 0; j < n; j++) {
+        p[j] = 0.0;
+        if (!attn_attends(c, s, row, kv, j))
+            continue;
+        double logit = 0.0, size = 0.0;
+        for (int32_t i = 0; i < d_qk; i++) {
+            const double term = scale * tensor_get(&c->q, s, row, h, i) * tensor_get(&c->k, s, j, kv, i);
+            logit += term, size += fabs(term);
+        }
+        p[j] = exp(logit - lse);
+        p_size[j] = p[j] * (rounding + size + fabs(logit - lse)) + CLOSE_FLUSHED;
+        shift += p_size[j];
+    }
+    tensor_add(&out->lse, s, row, h, 0, isfinite(lse) ? fabs(lse) + shift : 0.0);
+    for (int32_t i = 0; i < d_v; i++) {
+        const double o = tensor_get(&c->o, s, row, h, i);
+        d_o[i] = gate * tensor_get(&c->d_o, s, row, h, i);
+        delta += d_o[i] * o, delta_size += fabs(d_o[i] * o);
+    }
+    for (int64_t j = 0; j < n; j++) {
+        if (p[j] == 0.0)
+            continue;
+        double dp = 0.0, dp_size = 0.0;
+        for (int32_t i = 0; i < d_v; i++) {
+            const double v = tensor_get(&c->v, s, j, kv, i);
+            dp += d_o[i] * v, dp_size += fabs(d_o[i] * v);
+            tensor_add(&out->o, s, row, h, i, (p_size[j] + p[j] * shift) * fabs(v));
+            tensor_add(&grads->dv, s, j, kv, i, (p_size[j] + p[j] * gate_rounding) * fabs(d_o[i]));
+        }
+        const double ds = scale * (p_size[j] * fabs(dp - delta) + p[j] * gate_rounding * (dp_size + delta_size));
+        for (int32_t i = 0; i < d_qk; i++) {
+            tensor_add(&grads->dq, s, row, h, i, ds * fabs(tensor_get(&c->k, s, j, kv, i)));
+            tensor_add(&grads->dk, s, j, kv, i, ds * fabs(tensor_get(&c->q, s, row, h, i)));
+        }
+    }
+}
+
+void attn_add_sizes(const attn_case *c, const attn_out *out, const attn_grads *grads)
+{
+    const size_t bytes = (size_t)c->batch.max_seqlen_k * sizeof(double);
+    double *p = guarded(bytes, FLUSH_RIGHT), *p_size = guarded(bytes, FLUSH_RIGHT);
+    for (int32_t s = 0; s < c->batch.n_seqs; s++)
+        for (int64_t row = 0; row < tensor_rows(&c->q, s); row++)
+            for (int32_t h = 0; h < c->cfg.n_heads_q; h++)
+                add_row_sizes(c, s, row, h, p, p_size, out, grads);
 }
 
 static attn_problem problem_of(const attn_case *c, const nsa_ctx *ctx, ref_rounding rounding)

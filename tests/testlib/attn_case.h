@@ -60,6 +60,11 @@ void attn_run_forward(const attn_case *c, const nsa_ctx *ctx, op_fn *op, ref_rou
 void attn_run_backward(const attn_case *c, const nsa_ctx *ctx, op_fn *op, ref_rounding rounding,
                        const attn_grads *grads, bool add);
 
+/* Adds to float64 tensors of the results' shapes what rounding errors are in proportion to: the terms of each sum, in
+ * absolute value. An error of a logit is one of the same size, in relation, of its probability, and so is one of lse.
+ */
+void attn_add_sizes(const attn_case *c, const attn_out *out, const attn_grads *grads);
+
 /* The rounding that a kernel for dtype may do. */
 ref_rounding attn_fair_rounding(nsa_dtype dtype);
 

@@ -1,11 +1,5 @@
 #include "testlib/generation.h"
 
-static void assert_ok(nsa_status status)
-{
-    if (status != NSA_OK)
-        test_fail("%s: %s", nsa_status_string(status), nsa_last_error());
-}
-
 /* Pages of the pool, each once, in any order. */
 static int32_t *shuffled_pages(int32_t n, rng *r)
 {
@@ -37,83 +31,107 @@ void generation_start(generation *g, const nsa_ctx *ctx, const nsa_case *whole, 
     g->page_table = guarded(table_bytes, FLUSH_RIGHT);
     memcpy(g->page_table, shuffled_pages((int32_t)g->cache.n_pages, r), table_bytes);
     for (int s = 0; s < b->n_seqs; s++) {
-        g->states[s] = guarded(g->state_bytes, FLUSH_RIGHT);
+        g->states[s] = guarded(g->state_bytes, s % 2 == 0 ? FLUSH_RIGHT : FLUSH_LEFT);
         assert_ok(nsa_cache_reset(ctx, &whole->cfg, &g->cache, g->states[s]));
     }
 }
 
-/* The tokens held[s] .. of every sequence of x, as a packed tensor. */
-static nsa_tensor chunk(const generation *g, const test_tensor *x, const int32_t *cu)
+/* The entries that the new lengths need, among others that must not be read. */
+static const int32_t *table_for_call(const generation *g)
 {
-    const int32_t n_seqs = g->whole->batch.n_seqs;
-    const nsa_dtype dtype = x->t.dtype;
-    const size_t row = (size_t)x->e.d * dtype_size(dtype);
-    char *to = guarded(row * (size_t)x->e.n_heads * (size_t)cu[n_seqs], FLUSH_RIGHT);
-    const nsa_tensor packed = nsa_packed(to, dtype, x->e.n_heads, x->e.d);
-    for (int32_t s = 0; s < n_seqs; s++)
-        for (int64_t t = 0; t < cu[s + 1] - cu[s]; t++)
-            for (int32_t h = 0; h < x->e.n_heads; h++)
-                memcpy(tensor_at(&packed, s, cu[s], t, h),
-                       (char *)x->t.data + tensor_index(x, s, g->held[s] + t, h, 0) * (int64_t)dtype_size(dtype), row);
-    return packed;
+    const int32_t bad[] = {INT32_MIN, -1, (int32_t)g->cache.n_pages, INT32_MAX};
+    const int32_t n_seqs = g->whole->batch.n_seqs, *cu = g->added.cu_seqlens_q;
+    int32_t *table = guarded((size_t)(n_seqs * g->pages_per_seq) * sizeof *table, FLUSH_RIGHT);
+    for (int32_t i = 0; i < n_seqs * g->pages_per_seq; i++) {
+        const int32_t s = i / g->pages_per_seq;
+        const int64_t length = g->held[s] + cu[s + 1] - cu[s];
+        const bool needed = (int64_t)(i % g->pages_per_seq) * g->cache.page_size < length;
+        table[i] = needed ? g->page_table[i] : bad[i % 4];
+    }
+    return table;
 }
 
-nsa_cache_args generation_args(const generation *g, const int32_t *cu)
+/* Room for the new tokens' rows of x, or of a result like x. */
+static test_tensor chunk_like(const generation *g, const test_tensor *x, layout as)
+{
+    return tensor_new(&g->whole->cfg, &g->added, SIDE_Q, x->e.n_heads, x->e.d, x->t.dtype, as);
+}
+
+static void *row_of(const test_tensor *x, int32_t s, int64_t row, int32_t head)
+{
+    return dtype_at_mut(x->t.data, x->t.dtype, tensor_index(x, s, row, head, 0));
+}
+
+/* The tokens held[s] .. of every sequence of x. */
+static nsa_tensor chunk(const generation *g, const test_tensor *x)
+{
+    const test_tensor y = chunk_like(g, x, x->layout < N_OUTPUT_LAYOUTS ? g->as : x->layout);
+    for (int32_t s = 0; s < g->added.n_seqs; s++)
+        for (int64_t t = 0; t < tensor_rows(&y, s); t++)
+            for (int32_t h = 0; h < x->e.n_heads; h++)
+                memcpy(row_of(&y, s, t, h), row_of(x, s, g->held[s] + t, h), (size_t)x->e.d * dtype_size(x->t.dtype));
+    return y.t;
+}
+
+/* The call that appends n_new[s] tokens to each sequence. */
+static nsa_cache_args args_of(generation *g, const int32_t n_new[])
 {
     const nsa_case *w = g->whole;
+    seq_lengths lengths[GENERATION_MAX_SEQS] = {{0, 0}};
+    for (int s = 0; s < w->batch.n_seqs; s++)
+        lengths[s].q = n_new[s];
+    g->added = batch_of(lengths, w->batch.n_seqs);
+    g->o = chunk_like(g, &w->o, g->as);
+    g->slc_idx = chunk_like(g, &w->slc_idx, g->as);
     nsa_cache_args args = {
         .n_seqs = w->batch.n_seqs,
-        .total = cu[w->batch.n_seqs],
-        .cu_seqlens = cu,
+        .total = g->added.total_q,
+        .cu_seqlens = g->added.cu_seqlens_q,
         .states = g->states,
-        .page_table = g->page_table,
+        .page_table = table_for_call(g),
         .pages_per_seq = g->pages_per_seq,
-        .gate = chunk(g, &w->gate, cu),
+        .gate = chunk(g, &w->gate),
         .phi_k = &w->phi_k,
         .phi_v = &w->phi_v,
-        .o = chunk(g, &w->d_o, cu),
-        .slc_idx = chunk(g, &w->slc_idx, cu),
+        .o = g->o.t,
+        .slc_idx = g->slc_idx.t,
     };
     for (int b = 0; b < (g->cache.shared_kv != 0 ? 1 : NSA_N_BRANCHES); b++)
-        args.k[b] = chunk(g, &w->k[b], cu), args.v[b] = chunk(g, &w->v[b], cu);
+        args.k[b] = chunk(g, &w->k[b]), args.v[b] = chunk(g, &w->v[b]);
     for (int b = 0; b < NSA_N_BRANCHES; b++)
-        args.q[b] = chunk(g, &w->q[b], cu);
+        args.q[b] = chunk(g, &w->q[b]);
     return args;
 }
 
 /* The rows of a chunk's output equal those of the whole. */
-static void assert_rows(const generation *g, const char *what, const nsa_tensor *got, const test_tensor *whole,
-                        const int32_t *cu)
+static void assert_rows(const generation *g, const char *what, const test_tensor *got, const test_tensor *whole)
 {
-    const size_t row = (size_t)whole->e.d * dtype_size(got->dtype);
-    for (int32_t s = 0; s < g->whole->batch.n_seqs; s++)
-        for (int64_t t = 0; t < cu[s + 1] - cu[s]; t++)
-            for (int32_t h = 0; h < whole->e.n_heads; h++) {
-                const int64_t at = tensor_index(whole, s, g->held[s] + t, h, 0);
-                if (memcmp(tensor_at(got, s, cu[s], t, h), dtype_at(whole->t.data, got->dtype, at), row) != 0)
+    assert_padding_intact(what, got);
+    for (int32_t s = 0; s < got->e.n_seqs; s++)
+        for (int64_t t = 0; t < tensor_rows(got, s); t++)
+            for (int32_t h = 0; h < got->e.n_heads; h++)
+                if (memcmp(row_of(got, s, t, h), row_of(whole, s, g->held[s] + t, h),
+                           (size_t)got->e.d * dtype_size(got->t.dtype)) != 0)
                     test_fail("%s of sequence %d, token %lld, head %d differs from the whole: %.9g, %.9g", what, s,
-                              (long long)(g->held[s] + t), h, dtype_get(tensor_at(got, s, cu[s], t, h), got->dtype, 0),
-                              dtype_get(whole->t.data, got->dtype, at));
-            }
+                              (long long)(g->held[s] + t), h, tensor_get(got, s, t, h, 0),
+                              tensor_get(whole, s, g->held[s] + t, h, 0));
 }
 
 void generation_step(generation *g, const int32_t n_new[], bool decode)
 {
     const nsa_case *w = g->whole;
-    int32_t cu[GENERATION_MAX_SEQS + 1] = {0};
-    for (int s = 0; s < w->batch.n_seqs; s++)
-        cu[s + 1] = cu[s] + n_new[s];
-    const nsa_cache_args args = generation_args(g, cu);
+    const nsa_cache_args args = args_of(g, n_new);
     size_t bytes = 0;
     if (decode) {
         assert_ok(nsa_decode_workspace(g->ctx, &w->cfg, &g->cache, &args, &bytes));
-        assert_ok(nsa_decode(g->ctx, &w->cfg, &g->cache, &args, guarded(bytes, FLUSH_RIGHT), bytes, NULL));
+        assert_ok(nsa_decode(g->ctx, &w->cfg, &g->cache, &args, workspace(bytes), bytes, NULL));
     } else {
         assert_ok(nsa_prefill_workspace(g->ctx, &w->cfg, &g->cache, &args, &bytes));
-        assert_ok(nsa_prefill(g->ctx, &w->cfg, &g->cache, &args, guarded(bytes, FLUSH_RIGHT), bytes, NULL));
+        assert_ok(nsa_prefill(g->ctx, &w->cfg, &g->cache, &args, workspace(bytes), bytes, NULL));
     }
-    assert_rows(g, "slc_idx", &args.slc_idx, &w->slc_idx, cu);
-    assert_rows(g, "o", &args.o, &w->o, cu);
+    assert_slack_intact();
+    assert_rows(g, "slc_idx", &g->slc_idx, &w->slc_idx);
+    assert_rows(g, "o", &g->o, &w->o);
     for (int s = 0; s < w->batch.n_seqs; s++) {
         g->held[s] += n_new[s];
         g->longest[s] = max_i64(g->longest[s], g->held[s]);

@@ -17,14 +17,16 @@ typedef struct generation {
     void *states[GENERATION_MAX_SEQS];
     int64_t held[GENERATION_MAX_SEQS], longest[GENERATION_MAX_SEQS];
     int32_t *page_table, pages_per_seq;
+    layout as; /* of the next call's tensors; those that broadcast in the whole do so here */
+
+    /* The last call's. */
+    nsa_batch added;
+    test_tensor o, slc_idx;
 } generation;
 
 /* Empty sequences and spare_pages more pages than they will need, in shuffled order. */
 void generation_start(generation *g, const nsa_ctx *ctx, const nsa_case *whole, int32_t page_size, int32_t max_draft,
                       int32_t spare_pages, rng *r);
-
-/* The call that appends the next cu[s + 1] - cu[s] tokens of each sequence. */
-nsa_cache_args generation_args(const generation *g, const int32_t *cu);
 
 /* Appends n_new[s] tokens and compares the outputs. */
 void generation_step(generation *g, const int32_t n_new[], bool decode);

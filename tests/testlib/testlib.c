@@ -61,13 +61,31 @@ double rng_normal(rng *r)
     return sqrt(-2.0 * log(u)) * cos(angle);
 }
 
-/* ---- Calls */
+/* ---- Memory and calls */
+
+void *elements(int64_t n, nsa_dtype dtype)
+{
+    static rng places = {0};
+    const size_t size = dtype_size(dtype), bytes = (size_t)n * size;
+    switch (rng_range(&places, 0, 2)) {
+    case 0: return guarded(bytes, FLUSH_LEFT);
+    case 1: return guarded(bytes, FLUSH_RIGHT);
+    default: return guarded_within(bytes, size * (2 * (size_t)rng_range(&places, 0, 15) + 1));
+    }
+}
+
+void *workspace(size_t bytes)
+{
+    static unsigned turn;
+    return guarded(bytes, turn++ % 2 == 0 ? FLUSH_RIGHT : FLUSH_LEFT);
+}
 
 void run_op(op_fn *op, const void *problem)
 {
     size_t bytes = 0;
     assert_int_equal(op_workspace(op, problem, &bytes), NSA_OK);
-    assert_int_equal(op_run(op, problem, guarded(bytes, FLUSH_RIGHT), bytes), NSA_OK);
+    assert_int_equal(op_run(op, problem, workspace(bytes), bytes), NSA_OK);
+    assert_slack_intact();
 }
 
 int test_contexts(nsa_ctx contexts[MAX_CONTEXTS], int32_t n_threads)
@@ -135,7 +153,8 @@ int64_t tensor_index(const test_tensor *x, int32_t s, int64_t row, int32_t head,
     const int64_t start = x->side == SIDE_Q   ? x->batch->cu_seqlens_q[s]
                           : x->side == SIDE_K ? x->batch->cu_seqlens_k[s]
                                               : x->batch->cu_seqlens_k[s] / x->cfg->cmp_stride;
-    return tensor_offset(&x->t, s, start, row, head) + c;
+    const int64_t first = x->t.stride_seq != 0 ? s * x->t.stride_seq : start * x->t.stride_token;
+    return first + row * x->t.stride_token + head * x->t.stride_head + c;
 }
 
 double tensor_get(const test_tensor *x, int32_t s, int64_t row, int32_t head, int32_t c)
@@ -148,11 +167,17 @@ void tensor_set(const test_tensor *x, int32_t s, int64_t row, int32_t head, int3
     dtype_set(x->t.data, x->t.dtype, tensor_index(x, s, row, head, c), value);
 }
 
-/* At either end of its pages, as it falls. */
-static void *elements(int64_t n, nsa_dtype dtype)
+/* What n rows, heads or sequences are further apart than they need be: more than 2^32 bytes, and the last from the
+ * first more than 2^32 elements. The thread sanitizer leaves no room for that. */
+static int64_t far_stride(int64_t n, nsa_dtype dtype)
 {
-    static rng ends = {0};
-    return guarded((size_t)n * dtype_size(dtype), rng_bits(&ends) & 1U ? FLUSH_LEFT : FLUSH_RIGHT);
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+    return 0;
+#endif
+#endif
+    const int64_t size = (int64_t)dtype_size(dtype);
+    return n < 2 ? 0 : ((int64_t)1 << 32) / min_i64(n - 1, size);
 }
 
 test_tensor tensor_new(const nsa_config *cfg, const nsa_batch *batch, side on, int32_t n_heads, int32_t d,
@@ -168,6 +193,9 @@ test_tensor tensor_new(const nsa_config *cfg, const nsa_batch *batch, side on, i
     case LAYOUT_BSHD: x.t.stride_seq = max * n_heads * d; break;
     case LAYOUT_BHSD: x.t.stride_seq = max * n_heads * d, x.t.stride_head = max * d, x.t.stride_token = d; break;
     case LAYOUT_GAPS: x.t.stride_head = d + 3, x.t.stride_token = n_heads * (d + 3) + 5; break;
+    case LAYOUT_FAR_TOKENS: x.t.stride_token += far_stride(x.e.total, dtype); break;
+    case LAYOUT_FAR_HEADS: x.t.stride_head = x.e.total * d + far_stride(n_heads, dtype), x.t.stride_token = d; break;
+    case LAYOUT_FAR_SEQS: x.t.stride_seq = max * n_heads * d + far_stride(x.e.n_seqs, dtype); break;
     case LAYOUT_ONE_HEAD: x.t.stride_head = 0, x.t.stride_token = d; break;
     case LAYOUT_ONE_TOKEN: x.t.stride_token = 0; break;
     default: break;
@@ -214,11 +242,58 @@ test_tensor tensor_copy(const test_tensor *x, nsa_dtype dtype)
     return y;
 }
 
+test_tensor tensor_as(const test_tensor *x, layout as)
+{
+    test_tensor y = tensor_new(x->cfg, x->batch, x->side, x->e.n_heads, x->e.d, x->t.dtype, as);
+    const int64_t size = (int64_t)dtype_size(x->t.dtype);
+    for (row_at a = before_first; next_row(x, &a);)
+        memcpy((char *)y.t.data + tensor_index(&y, a.s, a.row, a.head, 0) * size,
+               (char *)x->t.data + tensor_index(x, a.s, a.row, a.head, 0) * size, (size_t)(x->e.d * size));
+    return y;
+}
+
+void tensor_add(const test_tensor *x, int32_t s, int64_t row, int32_t head, int32_t c, double value)
+{
+    tensor_set(x, s, row, head, c, tensor_get(x, s, row, head, c) + value);
+}
+
 void tensor_fill_normal(const test_tensor *x, rng *r, double sigma)
 {
     for (row_at a = before_first; next_row(x, &a);)
         for (int32_t c = 0; c < x->e.d; c++)
             tensor_set(x, a.s, a.row, a.head, c, sigma * rng_normal(r));
+}
+
+void tensor_fill_abs(const test_tensor *x, const test_tensor *of)
+{
+    for (row_at a = before_first; next_row(x, &a);)
+        for (int32_t c = 0; c < x->e.d; c++)
+            tensor_set(x, a.s, a.row, a.head, c, of == NULL ? 0.0 : fabs(tensor_get(of, a.s, a.row, a.head, c)));
+}
+
+void tensor_fill_slc_idx(const test_tensor *x, rng *r)
+{
+    for (int32_t s = 0; s < x->batch->n_seqs; s++) {
+        const int64_t t_k = x->batch->cu_seqlens_k[s + 1] - x->batch->cu_seqlens_k[s];
+        const int32_t n_blocks = (int32_t)n_slc_blocks(x->cfg, t_k);
+        const int32_t skipped[] = {INT32_MIN, -1, n_blocks, n_blocks + 1, INT32_MAX, INT32_MAX / 2};
+        for (int64_t row = 0; row < tensor_rows(x, s); row++)
+            for (int32_t h = 0; h < x->e.n_heads; h++) {
+                int32_t *idx = (int32_t *)x->t.data + tensor_index(x, s, row, h, 0);
+                int32_t block = n_blocks == 0 ? 0 : rng_range(r, 0, n_blocks - 1), left = n_blocks;
+                for (int32_t i = 0; i < x->e.d; i++) {
+                    const bool valid = left > 0 && rng_range(r, 0, 3) > 0;
+                    const bool twice = i > 0 && rng_range(r, 0, 3) == 0;
+                    idx[i] = valid ? block : twice ? idx[rng_range(r, 0, i - 1)] : skipped[rng_range(r, 0, 5)];
+                    if (valid)
+                        block = (block + 1) % n_blocks, left--;
+                }
+                for (int32_t i = x->e.d - 1; i > 0; i--) { /* shuffle */
+                    const int32_t j = rng_range(r, 0, i), swap = idx[i];
+                    idx[i] = idx[j], idx[j] = swap;
+                }
+            }
+    }
 }
 
 /* ---- Comparison */
@@ -266,23 +341,18 @@ static double row_error(const test_tensor *rounded, const test_tensor *exact, ro
     return max;
 }
 
-void assert_close(const char *what, const test_tensor *got, const test_tensor *exact, const test_tensor *rounded)
+void assert_close(const char *what, const test_tensor *got, const test_tensor *exact, const test_tensor *rounded,
+                  const test_tensor *size)
 {
-    double tensor_max = 0.0, tensor_error = 0.0;
-    for (row_at a = before_first; next_row(exact, &a);) {
-        tensor_max = fmax(tensor_max, row_max(exact, a));
-        tensor_error = fmax(tensor_error, row_error(rounded, exact, a));
-    }
-    const double floor = 4.0 * ulp(tensor_max, NSA_F32), luck = got->t.dtype == NSA_F32 ? tensor_error : 0.0;
     for (row_at a = before_first; next_row(got, &a);) {
         const double fair = row_error(rounded, exact, a);
-        const double allowed = 2.0 * fmax(fair, luck) + 4.0 * ulp(row_max(exact, a), got->t.dtype) + floor;
+        const double allowed = 2.0 * fair + 4.0 * ulp(row_max(exact, a), got->t.dtype) + CLOSE_SIZE * row_max(size, a);
         for (int32_t c = 0; c < got->e.d; c++) {
             const double x = tensor_get(got, a.s, a.row, a.head, c), e = tensor_get(exact, a.s, a.row, a.head, c);
             if (class_of(x) != class_of(e) || (class_of(x) == 0 && !(fabs(x - e) <= allowed)))
                 test_fail("%s: seq %d, row %lld, head %d, channel %d: got %.9g, exact %.9g, off by %.3g, allowed %.3g "
-                          "(rounded reference: %.3g)",
-                          what, a.s, (long long)a.row, a.head, c, x, e, fabs(x - e), allowed, fair);
+                          "(rounded reference: %.3g, size: %.3g)",
+                          what, a.s, (long long)a.row, a.head, c, x, e, fabs(x - e), allowed, fair, row_max(size, a));
         }
     }
 }
@@ -313,6 +383,8 @@ void assert_same_bits(const char *what, const test_tensor *got, const test_tenso
 
 void assert_padding_intact(const char *what, const test_tensor *x)
 {
+    if (is_sparse((size_t)x->n * dtype_size(x->t.dtype))) /* too many to look at */
+        return;
     const int64_t size = (int64_t)dtype_size(x->t.dtype);
     unsigned char *copy = malloc((size_t)(x->n * size) + 1);
     assert_non_null(copy);

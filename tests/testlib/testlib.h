@@ -1,10 +1,4 @@
-/*
- * What the tests share: seeded random problems in guarded memory, and comparison by row.
- *
- * Memory comes from a pool that testlib_reset() empties: call it between cases. Every buffer is filled with 0xff bytes
- * (NaN in every float type, -1 as i32) and touches an unmapped page with its one end or the other; a tensor's
- * elements beyond its sequences' rows stay so, for reads of them to show.
- */
+/* What the tests share: seeded random problems in guarded memory, and comparison by row. */
 #ifndef NSA_TESTLIB_H
 #define NSA_TESTLIB_H
 
@@ -37,14 +31,30 @@ uint64_t rng_bits(rng *r);
 int32_t rng_range(rng *r, int32_t lo, int32_t hi); /* lo .. hi, both included */
 double rng_normal(rng *r);
 
-/* ---- Memory */
+/* ---- Memory
+ *
+ * It comes from a pool that testlib_reset() empties: call it between cases. Every buffer is filled with 0xff bytes (NaN
+ * in every float type, -1 as i32), and so is what it leaves of its pages, between two pages that are not mapped. What
+ * reaches for such a page stops the test; on the side where other bytes lie between, a read finds NaN, and
+ * assert_slack_intact what was written. A tensor's elements beyond its sequences' rows stay NaN, for reads of them to
+ * show. From 1 GiB on memory is sparse and zero instead: it takes no more than what is touched. */
 
 enum { POISON_BYTE = 0xff };
 
 typedef enum flush { FLUSH_RIGHT = 0, FLUSH_LEFT } flush; /* which end touches the unmapped page */
 
 void *guarded(size_t bytes, flush at);
+void *guarded_within(size_t bytes, size_t before); /* neither end; `before` bytes from the left one */
+void assert_slack_intact(void);                    /* of all buffers; after a call of the library */
 void testlib_reset(void);
+
+static inline bool is_sparse(size_t bytes)
+{
+    return bytes >= (size_t)1 << 30;
+}
+
+void *elements(int64_t n, nsa_dtype dtype); /* either end, or neither and aligned to an element only: as it falls */
+void *workspace(size_t bytes);              /* the one end and the other, by turns */
 
 /* Counts op's workspace, gives it just that, full of NaN, and runs it. */
 void run_op(op_fn *op, const void *problem);
@@ -75,12 +85,21 @@ typedef enum layout {
     LAYOUT_HTD,
     LAYOUT_BSHD,
     LAYOUT_BHSD,
-    LAYOUT_GAPS, /* THD with unused elements between heads and between tokens */
+    LAYOUT_GAPS,       /* THD with unused elements between heads and between tokens */
+    LAYOUT_FAR_TOKENS, /* offsets past 2^32 elements, by each of the strides */
+    LAYOUT_FAR_HEADS,
+    LAYOUT_FAR_SEQS,
     N_OUTPUT_LAYOUTS,
     LAYOUT_ONE_HEAD = N_OUTPUT_LAYOUTS, /* a stride of 0 over the heads; inputs only */
     LAYOUT_ONE_TOKEN,                   /* over the tokens */
     N_LAYOUTS
 } layout;
+
+/* Of the outputs that go with inputs laid out `as`. */
+static inline layout output_layout(layout as)
+{
+    return as < N_OUTPUT_LAYOUTS ? as : LAYOUT_GAPS;
+}
 
 typedef struct test_tensor {
     nsa_tensor t;
@@ -96,21 +115,36 @@ test_tensor tensor_new(const nsa_config *cfg, const nsa_batch *batch, side on, i
                        nsa_dtype dtype, layout as);
 test_tensor tensor_like(const test_tensor *x, nsa_dtype dtype); /* same shape and layout, poisoned */
 test_tensor tensor_copy(const test_tensor *x, nsa_dtype dtype); /* and the same elements, converted */
+test_tensor tensor_as(const test_tensor *x, layout as);         /* the same elements, laid out otherwise */
 
 int64_t tensor_rows(const test_tensor *x, int32_t s); /* of sequence s */
 int64_t tensor_index(const test_tensor *x, int32_t s, int64_t row, int32_t head, int32_t c);
 double tensor_get(const test_tensor *x, int32_t s, int64_t row, int32_t head, int32_t c);
 void tensor_set(const test_tensor *x, int32_t s, int64_t row, int32_t head, int32_t c, double value);
 
+void tensor_add(const test_tensor *x, int32_t s, int64_t row, int32_t head, int32_t c, double value);
+
 void tensor_fill_normal(const test_tensor *x, rng *r, double sigma);
+
+void tensor_fill_abs(const test_tensor *x, const test_tensor *of); /* |of|; of = NULL: 0 */
+
+/* Any number of blocks, the row's future ones too, in any order, some twice, among entries that must be skipped. */
+void tensor_fill_slc_idx(const test_tensor *x, rng *r);
 
 /* ---- Comparison */
 
-/* Row by row: max|got - exact| <= 2 max|rounded - exact| + 4 ulp of max|exact| (of got's dtype) + 4 float32 ulp of the
- * tensor's max|exact| (a row that cancels to 0 keeps the rounding of its terms); NaN and inf, with its sign, in the
- * same places. In float32, where one row's error is one throw of the dice, a row may also err twice as much as the
- * rounded reference does in its worst row. */
-void assert_close(const char *what, const test_tensor *got, const test_tensor *exact, const test_tensor *rounded);
+/* Row by row:
+ *
+ *     max|got - exact| <= 2 max|rounded - exact| + 4 ulp of max|exact| (of got's dtype) + 4 float32 ulp of max(size)
+ *
+ * and NaN and inf, with its sign, stand in the same places. rounded is one draw of the rounding errors that are fair;
+ * size (float64) is what they are in proportion to, lucky draw or not: the terms of the row's sums, in absolute value.
+ */
+#define CLOSE_SIZE 0x1p-21                    /* 4 float32 ulp of 1 */
+#define CLOSE_FLUSHED (0x1p-126 / CLOSE_SIZE) /* the size of an exponential that may be 0 below 2^-126 */
+
+void assert_close(const char *what, const test_tensor *got, const test_tensor *exact, const test_tensor *rounded,
+                  const test_tensor *size);
 
 void assert_same_bits(const char *what, const test_tensor *got, const test_tensor *expected);
 bool row_same_bits(const test_tensor *a, const test_tensor *b, int32_t s, int64_t row, int32_t head);

@@ -125,7 +125,7 @@ static void backward_head(const attn_problem *p, const scratch *x, const attn_ro
     if (p->gate.data != NULL)
         load(gate, &p->gate, row, h, NSA_N_BRANCHES);
     for (int64_t c = 0; c < d_v; c++) {
-        x->d_o[c] = ref_op(rd, gate[p->branch] * x->d_o[c]);
+        x->d_o[c] = ref_p(rd, gate[p->branch] * x->d_o[c]);
         delta = ref_op(rd, delta + ref_op(rd, x->d_o[c] * x->o[c]));
     }
     clear(x->dq, d_qk);
