@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # Runs the tests of a build and counts their cases: scripts/test.sh [BUILD_DIR [LABEL]]
 #
-# LABEL: those with this label only (tests/CMakeLists.txt).
+# LABEL: those with this label only (tests/CMakeLists.txt); without one, all but `large`.
 # A line per suite, the log of every suite that fails, and at the very end 'N passed, N failed'.
 # A suite that crashes, times out or does not start counts as one failed case.
 set -uo pipefail
 
 build=${1:-build}
 label=${2:-}
+which=(--label-exclude '^large$')
+[[ -n $label ]] && which=(--label-regex "^$label\$")
 log=$build/Testing/Temporary/LastTest.log
 
 # Two suites of several threads each run at once: a thread that waits must not spin on the other's core.
 export OMP_WAIT_POLICY=passive
 
 rm -f "$log"
-ctest --test-dir "$build" --parallel 2 --output-on-failure --no-tests=error ${label:+--label-regex "^$label\$"}
+ctest --test-dir "$build" --parallel 2 --output-on-failure --no-tests=error "${which[@]}"
 status=$?
 
 if [[ ! -f $log ]]; then

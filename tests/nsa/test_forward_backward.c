@@ -60,7 +60,7 @@ static void same_for_threads_and_runs(const nsa_ctx *ctx, const nsa_shape *shape
 static void same_in_every_layout(const nsa_ctx *ctx, const nsa_shape *shape)
 {
     static const seq_lengths lengths[] = {{13, 13}, {0, 5}, {41, 41}, {3, 37}, {6, 2}, {20, 20}};
-    for (int as = LAYOUT_THD; as < N_LAYOUTS; as++) {
+    for (int as = LAYOUT_THD; as < N_LAYOUTS_WITH_FAR; as++) {
         testlib_reset();
         test_note("%s, shape %d, layout %d", nsa_ctx_isa(ctx), (int)(shape - shapes), as);
         rng r = rng_new();

@@ -162,7 +162,7 @@ static void test_same_bits_in_every_layout(void **state)
     rng r = rng_new();
     nsa_ctx contexts[MAX_CONTEXTS];
     const int n_contexts = test_contexts(contexts, 2);
-    for (int as = LAYOUT_THD; as < N_LAYOUTS; as++) {
+    for (int as = LAYOUT_THD; as < N_LAYOUTS_WITH_FAR; as++) {
         const shape sh = {3, 20, NSA_BF16, NSA_F32, (layout)as, (layout)as, output_layout((layout)as)};
         gate_case c;
         case_init(&c, &sh, &r);

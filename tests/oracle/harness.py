@@ -111,6 +111,17 @@ class Case:
                                   cmp=slice(first, first + n))
 
 
+def pad(x, rows, n_rows, by_head, fill=np.nan):
+    """[seq][token][head][channel] of the packed x, whose sequences are the slices `rows`, with NaN past each; by_head:
+    [seq][head][token] in memory."""
+    shape = (len(rows), x.shape[1], n_rows, x.shape[2]) if by_head else (len(rows), n_rows) + x.shape[1:]
+    padded = np.full(shape, fill, x.dtype)
+    padded = padded.swapaxes(1, 2) if by_head else padded
+    for s, these in enumerate(rows):
+        padded[s, : these.stop - these.start] = x[these]
+    return padded
+
+
 def each_case(test):
     """Runs a test method once for every configuration."""
     def run(self):

@@ -141,22 +141,16 @@ class Layouts(unittest.TestCase):
         ctx = nsa_c.Context(n_threads=2)
         case = Case("group 3", [(9, 9), (0, 0), (14, 14)])
 
-        def pad(x, starts, counts, fill=np.nan):
-            padded = np.full((3, x.shape[1], 17, x.shape[2]), fill, x.dtype).swapaxes(1, 2)
-            for s, (start, n) in enumerate(zip(starts, counts)):
-                padded[s, :n] = x[start : start + n]
-            return padded
-
         for branch in BRANCHES:
             q, k, v, slc_idx = inputs(case, branch)
             keys = [s.cmp if branch == "cmp" else s.k for s in case.sequences()]
-            k_rows = [s.start for s in keys], [s.stop - s.start for s in keys]
-            q_rows = case.cu_q, np.diff(case.cu_q)
-            o = pad(case.o(), *q_rows)
+            q_rows = [s.q for s in case.sequences()]
+            o = harness.pad(case.o(), q_rows, 17, True)
             want, _ = ctx.attn(branch, case.cfg, case.batch, q, k, v, slc_idx)
-            ctx.attn(branch, case.cfg, case.batch, pad(q, *q_rows), pad(k, *k_rows), pad(v, *k_rows),
-                     None if slc_idx is None else pad(slc_idx, *q_rows, fill=0), o)
-            np.testing.assert_array_equal(o, pad(want, *q_rows), branch)
+            ctx.attn(branch, case.cfg, case.batch, harness.pad(q, q_rows, 17, True), harness.pad(k, keys, 17, True),
+                     harness.pad(v, keys, 17, True),
+                     None if slc_idx is None else harness.pad(slc_idx, q_rows, 17, True, fill=0), o)
+            np.testing.assert_array_equal(o, harness.pad(want, q_rows, 17, True), branch)
 
 
 if __name__ == "__main__":

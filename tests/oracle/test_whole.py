@@ -1,4 +1,5 @@
 """nsa_forward and nsa_backward against NumPy: float64 to rounding, other types by the library's rule of accuracy."""
+import copy
 import unittest
 
 import numpy as np
@@ -16,18 +17,35 @@ class Problem:
     """The inputs of one call. shared: one q, k, v for all branches, and one output for the gradient of each."""
 
     def __init__(self, case, dtype=np.float64, shared=False, kinds=None, per_head=(False, False), phi_dtype=None,
-                 own_slc_idx=False, gate_per_token=False):
+                 own_slc_idx=False, gate_per_token=False, broadcast=None):
         self.case, self.shared = case, shared
         cfg = case.cfg
         self.q, self.k, self.v = ([f(dtype)] * 3 if shared else [f(dtype) for _ in BRANCHES]
                                   for f in (case.q, case.k, case.v))
         self.gate, self.d_o = case.gate(dtype, gate_per_token), case.o(dtype)
         self.slc_idx = case.slc_idx() if own_slc_idx else None
+        if broadcast is not None:
+            one = {"token": np.s_[:1], "head": np.s_[:, :1]}[broadcast]
+            self.q, self.k, self.v = ([np.broadcast_to(x[one], x.shape) for x in xs]
+                                      for xs in (self.q, self.k, self.v))
+            self.d_o = np.broadcast_to(self.d_o[one], self.d_o.shape)
         self.phi, self.cmp = (None, None), (case.cmp_rows(cfg.d_qk, dtype), case.cmp_rows(cfg.d_v, dtype))
         if kinds is not None:
             self.phi = [case.phi(kind, d, heads, phi_dtype or dtype)
                         for kind, d, heads in zip(kinds, (cfg.d_qk, cfg.d_v), per_head)]
             self.cmp = (None, None)
+
+    def padded(self, by_head):
+        """The same problem in padded arrays."""
+        case, p = self.case, copy.copy(self)
+        n_rows = max(case.batch.max_seqlen_q, case.batch.max_seqlen_k) + 3
+        q_rows, k_rows = ([getattr(s, side) for s in case.sequences()] for side in "qk")
+        p.q = [harness.pad(x, q_rows, n_rows, by_head) for x in self.q]
+        p.k, p.v = ([harness.pad(x, k_rows, n_rows, by_head) for x in xs] for xs in (self.k, self.v))
+        p.gate, p.d_o = (harness.pad(x, q_rows, n_rows, by_head) for x in (self.gate, self.d_o))
+        if self.slc_idx is not None:
+            p.slc_idx = harness.pad(self.slc_idx, q_rows, n_rows, by_head, fill=0)
+        return p
 
     def run(self, ctx):
         """The library's fwd, and its gradients by name."""
@@ -100,6 +118,10 @@ VARIANTS = {
     "gated": dict(kinds=("gated_token", "gated_channel"), per_head=(True, False)),
     "linear, mlp": dict(shared=True, kinds=("linear", "mlp"), per_head=(False, True)),
 }
+BROADCAST = {
+    "broadcast over heads": dict(kinds=("gated_channel", "mean"), gate_per_token=True, broadcast="head"),
+    "broadcast over tokens": dict(kinds=("mlp", "gated_token"), broadcast="token", own_slc_idx=True),
+}
 
 
 class Float64(unittest.TestCase):
@@ -123,7 +145,7 @@ class Float64(unittest.TestCase):
 
     @each_case
     def test_variants(self, case):
-        for what, variant in VARIANTS.items():
+        for what, variant in {**VARIANTS, **BROADCAST}.items():
             self.check(case, what, **variant)
 
     def test_every_phi(self):
@@ -136,6 +158,35 @@ class Float64(unittest.TestCase):
         for lengths in ([], [(0, 0)], [(2, 0), (0, 3)], [(3, 3)]):
             for what, variant in VARIANTS.items():
                 self.check(Case("group 1", lengths), what, **variant)
+
+
+class Layouts(unittest.TestCase):
+    ctx = nsa_c.Context(n_threads=2)
+
+    def check_rows(self, what, got, want, rows):
+        """A padded result against the packed one: equal, and nothing written past a sequence."""
+        nothing = nsa_c.empty(1, got.dtype)[0]
+        for x, these in zip(got, rows):
+            n = these.stop - these.start
+            np.testing.assert_array_equal(x[:n], want[these], what)
+            np.testing.assert_array_equal(x[n:], nothing, what)
+
+    def test_padded(self):
+        """Rows of NaN past each sequence, which nobody may read or write, forward and backward."""
+        case = Case("group 3", [(9, 9), (0, 5), (14, 30), (7, 3)])
+        for what, variant in {**VARIANTS, **BROADCAST}.items():
+            p = Problem(case, **variant)
+            fwd, grads = p.run(self.ctx)
+            want = {**forward_by_name(fwd), **grads}
+            for by_head in (False, True):
+                fwd, grads = p.padded(by_head).run(self.ctx)
+                for name, x in {**forward_by_name(fwd), **grads}.items():
+                    if "cmp" in name or "phi" in name:
+                        np.testing.assert_array_equal(x, want[name], f"{what} {name}")
+                    else:
+                        side = "k" if name[:2] in ("dk", "dv") else "q"
+                        rows = [getattr(s, side) for s in case.sequences()]
+                        self.check_rows(f"{what} {name}", x, want[name], rows)
 
 
 class OtherTypes(unittest.TestCase):

@@ -65,7 +65,7 @@ static void *row_of(const test_tensor *x, int32_t s, int64_t row, int32_t head)
 /* The tokens held[s] .. of every sequence of x. */
 static nsa_tensor chunk(const generation *g, const test_tensor *x)
 {
-    const test_tensor y = chunk_like(g, x, x->layout < N_OUTPUT_LAYOUTS ? g->as : x->layout);
+    const test_tensor y = chunk_like(g, x, layout_broadcasts(x->layout) ? x->layout : g->as);
     for (int32_t s = 0; s < g->added.n_seqs; s++)
         for (int64_t t = 0; t < tensor_rows(&y, s); t++)
             for (int32_t h = 0; h < x->e.n_heads; h++)

@@ -85,20 +85,26 @@ typedef enum layout {
     LAYOUT_HTD,
     LAYOUT_BSHD,
     LAYOUT_BHSD,
-    LAYOUT_GAPS,       /* THD with unused elements between heads and between tokens */
-    LAYOUT_FAR_TOKENS, /* offsets past 2^32 elements, by each of the strides */
-    LAYOUT_FAR_HEADS,
-    LAYOUT_FAR_SEQS,
+    LAYOUT_GAPS, /* THD with unused elements between heads and between tokens */
     N_OUTPUT_LAYOUTS,
     LAYOUT_ONE_HEAD = N_OUTPUT_LAYOUTS, /* a stride of 0 over the heads; inputs only */
     LAYOUT_ONE_TOKEN,                   /* over the tokens */
-    N_LAYOUTS
+    N_LAYOUTS,
+    LAYOUT_FAR_TOKENS = N_LAYOUTS, /* offsets past 2^32 elements, by each of the strides */
+    LAYOUT_FAR_HEADS,
+    LAYOUT_FAR_SEQS,
+    N_LAYOUTS_WITH_FAR
 } layout;
+
+static inline bool layout_broadcasts(layout as)
+{
+    return as == LAYOUT_ONE_HEAD || as == LAYOUT_ONE_TOKEN;
+}
 
 /* Of the outputs that go with inputs laid out `as`. */
 static inline layout output_layout(layout as)
 {
-    return as < N_OUTPUT_LAYOUTS ? as : LAYOUT_GAPS;
+    return layout_broadcasts(as) ? LAYOUT_GAPS : as;
 }
 
 typedef struct test_tensor {
