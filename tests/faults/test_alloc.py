@@ -132,6 +132,7 @@ class Alloc(unittest.TestCase):
         path = self.inputs.path
         self.each_allocation(f"map --model {path}/model --data {path}/text.txt --out map.svg", ["map.svg"])
 
+    @unittest.skipIf(faults.SANITIZED, "its measurements take seconds there")
     def test_bench(self):
         """Its measurements take a while, so one stack in three has one try."""
         def some(by_stack):
