@@ -30,9 +30,9 @@ typedef struct simd_ahead {
 } simd_ahead;
 
 /* C[i][j] = start + sum over p ascending of A[i*a_row + p*a_col] . B[p*ldb + j], i < m, j < n, p < k units; by FMA
- * where the set has it. start is 0, with `add` C[i][j], with `keep` keep[i] * C[i][j]. Row i of C is c + i*ldc, or with
- * c_rows c + c_rows[i]*ldc. B and C are readable, and C writable, up to the next multiple of SIMD_PAD columns; what
- * lies there in C afterwards is unspecified. */
+ * where the set has it. start is 0, with `add` C[i][j], with `keep` keep[i] * C[i][j]. With c_rows row c_rows[i] of C
+ * is meant instead of row i, with a_rows row a_rows[i] of A. B and C are readable, and C writable, up to the next
+ * multiple of SIMD_PAD columns; what lies there in C afterwards is unspecified. */
 typedef struct simd_product {
     float *c;
     int64_t ldc;
@@ -41,6 +41,7 @@ typedef struct simd_product {
     int add;
     const float *a;
     int64_t a_row, a_col;
+    const int32_t *a_rows; /* may be NULL */
     const float *b;
     int64_t ldb;
     int64_t m, n, k;

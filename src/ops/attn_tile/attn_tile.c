@@ -48,13 +48,13 @@ static attn_tile carve(const tile_run *run, const key_blocks *keys, arena *a)
     t.picked = arena_take(a, tokens, sizeof *t.picked);
     t.picked_rows = arena_take(a, at_work, sizeof *t.picked_rows);
     t.spans = arena_take(a, at_work, sizeof *t.spans);
-    t.q = floats(a, at_work + 1, t.ld_q); /* an odd last row pairs with zeros */
     t.scores = floats(a, at_work, KEY_BLOCK);
     t.own_block = arena_take(a, 1, keys->bytes);
     t.scratch =
         floats(a, max_i64(keys->lanes, max_i64(at_work + 1, INT64_C(3) * SIMD_PAD)), max_i64(keys->ld_k, keys->ld_v));
     if (run->finish != NULL)
         t.kept = floats(a, most_blocks(keys), tile_rows * KEY_BLOCK);
+    t.q = floats(a, run->pass == TILE_BACKWARD ? at_work + 1 : tile_rows, t.ld_q); /* odd rows pair with zeros */
     if (run->pass == TILE_FORWARD) {
         t.max = floats(a, tile_rows, 1);
         t.sum = floats(a, tile_rows, 1);
@@ -140,10 +140,21 @@ static void load_gradient(attn_tile *t)
     memset(t->acc, 0, (size_t)(t->n_tokens * t->group * t->keys->ld_k) * sizeof *t->acc);
 }
 
+/* Rows of x, a query tensor, of the tile's i-th token. Returns where the next token's go. */
+static float *load_token(const attn_tile *t, float *to, int64_t ld, const nsa_tensor *x, int64_t i, int64_t d)
+{
+    for (int64_t h = 0; h < t->group; h++, to += ld)
+        load_units(t->p->ctx, t->attn, to, tile_query_at(t, x, i, h), x->dtype, d, ld);
+    return to;
+}
+
 static void load(attn_tile *t, int64_t first, int64_t n)
 {
     t->first = first;
     t->n_tokens = n;
+    float *q = t->q;
+    for (int64_t i = 0; i < n && t->run->pass != TILE_BACKWARD; i++)
+        q = load_token(t, q, t->ld_q, &t->p->q, i, t->p->cfg->d_qk);
     for (int64_t i = 0; i < n; i++)
         t->sees[i] = t->run->visible(t->p->cfg, tile_position(t, i));
     if (t->run->finish != NULL)
@@ -159,13 +170,11 @@ static void load(attn_tile *t, int64_t first, int64_t n)
     }
 }
 
-static void load_rows(const attn_tile *t, float *to, int64_t ld, const nsa_tensor *x, int64_t d)
+static void gather(const attn_tile *t, float *to, int64_t ld, const nsa_tensor *x, int64_t d)
 {
-    float *row = to;
     for (int64_t i = 0; i < t->n_picked; i++)
-        for (int64_t h = 0; h < t->group; h++, row += ld)
-            load_units(t->p->ctx, t->attn, row, tile_query_at(t, x, t->picked[i], h), x->dtype, d, ld);
-    memset(row, 0, (size_t)ld * sizeof *row);
+        to = load_token(t, to, ld, x, t->picked[i], d);
+    memset(to, 0, (size_t)ld * sizeof *to);
 }
 
 void tile_pick(attn_tile *t, const int32_t *list, int64_t from, int64_t n)
@@ -177,11 +186,11 @@ void tile_pick(attn_tile *t, const int32_t *list, int64_t from, int64_t n)
         for (int64_t h = 0; h < t->group; h++)
             t->picked_rows[i * t->group + h] = (int32_t)(t->picked[i] * t->group + h);
     }
-    load_rows(t, t->q, t->ld_q, &p->q, p->cfg->d_qk);
     if (t->run->pass != TILE_BACKWARD)
         return;
     const int64_t m = n * t->group;
-    load_rows(t, t->d_o, t->ld_do, &p->d_o, p->cfg->d_v);
+    gather(t, t->q, t->ld_q, &p->q, p->cfg->d_qk);
+    gather(t, t->d_o, t->ld_do, &p->d_o, p->cfg->d_v);
     for (int64_t i = 0; i < m; i++) {
         t->row_lse[i] = t->lse[t->picked_rows[i]];
         t->row_delta[i] = t->delta[t->picked_rows[i]];
@@ -424,7 +433,8 @@ void tile_attend(attn_tile *t, int64_t b, int64_t next)
     float *s = t->scores;
     if (t->run->finish != NULL)
         s = t->kept + (b - t->kept_from) * t->n_tokens * t->group * KEY_BLOCK + v.skipped;
-    const simd_product qk = with_lanes(t, s, t->q, t->ld_q, v.block.k_lanes, t->keys->units_qk, &v);
+    simd_product qk = with_lanes(t, s, t->q, t->ld_q, v.block.k_lanes, t->keys->units_qk, &v);
+    qk.a_rows = t->run->pass == TILE_BACKWARD ? NULL : t->picked_rows;
     t->attn->product(&qk);
     if (t->run->pass == TILE_FORWARD)
         forward(t, &v, s);

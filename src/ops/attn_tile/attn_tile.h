@@ -70,7 +70,8 @@ struct attn_tile {
     int64_t n_picked;
     int32_t *picked;                       /* tokens at work, as indices into the tile */
     int32_t *picked_rows;                  /* [row at work] the tile's row */
-    float *q, *d_o;                        /* [row at work] units */
+    float *q;                              /* [row] units; backward [row at work] */
+    float *d_o;                            /* [row at work] units */
     float *q_rows, *do_rows;               /* [row at work/pack] as keys->k_rows and v_rows: B of dk, dv */
     float *row_lse, *row_delta, *row_gate; /* [row at work] */
     simd_span *spans;                      /* [row at work] columns of the block */

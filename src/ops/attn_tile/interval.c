@@ -1,21 +1,10 @@
 #include "ops/attn_tile/attn_tile.h"
 
-/* Rows of a backward tile: enough for the sums of a block of keys, which it reads and writes once, to cost little. */
-enum { BACKWARD_ROWS = 512 };
+/* Rows of a tile: enough for a block of keys, which it reads once (backward: whose sums it reads and writes once), to
+ * cost little. */
+enum { MOST_ROWS = 512 };
 
-static void walk_forward(attn_tile *t, void *extra)
-{
-    (void)extra;
-    const span seen = {t->sees[0].lo, t->sees[t->n_tokens - 1].hi};
-    if (seen.lo >= seen.hi)
-        return;
-    tile_pick(t, NULL, 0, t->n_tokens);
-    const int64_t end = block_of_key(t->keys, seen.hi - 1) + 1;
-    for (int64_t b = block_of_key(t->keys, seen.lo); b < end; b++)
-        tile_attend(t, b, b + 1 < end ? b + 1 : -1);
-}
-
-static void walk_backward(attn_tile *t, void *extra)
+static void walk(attn_tile *t, void *extra)
 {
     (void)extra;
     const int64_t together = tile_lane_tokens(t->p);
@@ -25,16 +14,26 @@ static void walk_backward(attn_tile *t, void *extra)
     const int64_t end = block_of_key(t->keys, seen.hi - 1) + 1;
     for (int64_t b = block_of_key(t->keys, seen.lo); b < end; b++) {
         const int64_t first = first_key(t->keys, b), past = first + keys_in_block(t->keys, b);
-        tile_wait_turn(t, b);
+        if (t->run->pass == TILE_BACKWARD)
+            tile_wait_turn(t, b);
         for (int64_t i = 0; i < t->n_tokens; i += together) {
             const int64_t n = min_i64(together, t->n_tokens - i);
             if (t->sees[i + n - 1].hi <= first || t->sees[i].lo >= past)
                 continue;
             tile_pick(t, NULL, i, n);
-            tile_attend(t, b, i == 0 ? b + 1 : -1);
+            tile_attend(t, b, i == 0 && b + 1 < end ? b + 1 : -1);
         }
-        tile_pass_turn(t, b);
+        if (t->run->pass == TILE_BACKWARD)
+            tile_pass_turn(t, b);
     }
+}
+
+/* Tokens of a tile: fewer where threads would lack tiles. */
+static int64_t tile_tokens(const attn_problem *p)
+{
+    enum { TILES_PER_THREAD = 8 };
+    const int64_t share = p->seqs.total_q * p->cfg->n_heads_kv / (TILES_PER_THREAD * (int64_t)p->ctx->n_threads);
+    return max_i64(tile_lane_tokens(p), min_i64(share, MOST_ROWS / config_group(p->cfg)));
 }
 
 void interval_finish(const attn_problem *p, arena *ws, tile_pass pass, visible_fn *visible, tile_finish_fn *finish,
@@ -44,25 +43,27 @@ void interval_finish(const attn_problem *p, arena *ws, tile_pass pass, visible_f
                           .pass = pass,
                           .visible = visible,
                           .period = KEY_BLOCK,
-                          .tokens = tile_lane_tokens(p),
-                          .walk = walk_forward,
+                          .tokens = tile_lane_tokens(p), /* whose scores with all keys are kept */
+                          .walk = walk,
                           .finish = finish,
                           .extra_bytes = extra_bytes};
     tile_run_all(&run, ws);
 }
 
-void interval_forward(const attn_problem *p, arena *ws, visible_fn *visible)
+static void run(const attn_problem *p, arena *ws, tile_pass pass, visible_fn *visible, int64_t tokens)
 {
-    interval_finish(p, ws, TILE_FORWARD, visible, NULL, 0);
+    const tile_run all = {
+        .p = p, .pass = pass, .visible = visible, .period = KEY_BLOCK, .tokens = tokens, .walk = walk};
+    tile_run_all(&all, ws);
 }
 
+void interval_forward(const attn_problem *p, arena *ws, visible_fn *visible)
+{
+    run(p, ws, TILE_FORWARD, visible, tile_tokens(p));
+}
+
+/* Its sums are made tile by tile: tiles do not depend on the number of threads. */
 void interval_backward(const attn_problem *p, arena *ws, visible_fn *visible)
 {
-    const tile_run run = {.p = p,
-                          .pass = TILE_BACKWARD,
-                          .visible = visible,
-                          .period = KEY_BLOCK,
-                          .tokens = max_i64(1, BACKWARD_ROWS / config_group(p->cfg)),
-                          .walk = walk_backward};
-    tile_run_all(&run, ws);
+    run(p, ws, TILE_BACKWARD, visible, max_i64(1, MOST_ROWS / config_group(p->cfg)));
 }
