@@ -12,12 +12,14 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 enum { ROUNDS = 1 << 21, TRIES = 16 };
 
 /* Vectors: enough chains to hide the latency, few enough for the registers. */
-enum { CHAINS = 12, CHAINS_512 = 16 };
+enum { CHAINS = 12, CHAINS_OF_32 = 16 /* where there are 32 registers */ };
 
 static float sum(const float *x, int n)
 {
@@ -42,20 +44,23 @@ static float loop_scalar(float start)
     PEAK_LOOP(4, x[i] * 0.5F + 1.0F);
 }
 
+/* By intrinsics; `step` takes x[i] on. */
+#define PEAK_LOOP_OF_32(vector, set1, add_lanes, step)                                                                 \
+    vector x[CHAINS_OF_32];                                                                                            \
+    float total = 0;                                                                                                   \
+    _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS_OF_32; i++) x[i] = set1(start + (float)i);                     \
+    for (int r = 0; r < ROUNDS; r++)                                                                                   \
+        _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS_OF_32; i++) step;                                          \
+    _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS_OF_32; i++) total += add_lanes(x[i]);                          \
+    return total
+
 #if defined(__x86_64__)
 __attribute__((target("avx2,fma"))) static float loop_avx2(float start)
 {
     PEAK_LOOP(8, fmaf(x[i], 0.5F, 1.0F));
 }
 
-#define PEAK_LOOP_512(multiply_add)                                                                                    \
-    __m512 x[CHAINS_512];                                                                                              \
-    float total = 0;                                                                                                   \
-    _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS_512; i++) x[i] = _mm512_set1_ps(start + (float)i);             \
-    for (int r = 0; r < ROUNDS; r++)                                                                                   \
-        _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS_512; i++) x[i] = multiply_add;                             \
-    _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS_512; i++) total += _mm512_reduce_add_ps(x[i]);                 \
-    return total
+#define PEAK_LOOP_512(multiply_add) PEAK_LOOP_OF_32(__m512, _mm512_set1_ps, _mm512_reduce_add_ps, x[i] = multiply_add)
 
 __attribute__((target("avx512f"))) static float loop_avx512(float start)
 {
@@ -68,6 +73,27 @@ __attribute__((target("avx512f,avx512bf16"))) static float loop_bf16(float start
     const __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80), b = (__m512bh)_mm512_set1_epi16(0x3c00); /* 1, 2^-7 */
     PEAK_LOOP_512(_mm512_dpbf16_ps(x[i], a, b));
 }
+#elif defined(__aarch64__)
+static float loop_neon(float start)
+{
+    const float32x4_t a = vdupq_n_f32(1.0F), b = vdupq_n_f32(0x1p-7F);
+    PEAK_LOOP_OF_32(float32x4_t, vdupq_n_f32, vaddvq_f32, x[i] = vfmaq_f32(x[i], a, b));
+}
+
+#if defined(__clang__)
+#define TARGET_BF16 __attribute__((target("bf16")))
+#else
+#define TARGET_BF16 __attribute__((target("+bf16")))
+#endif
+
+TARGET_BF16 static float loop_neonbf16(float start)
+{
+    const uint16x8_t a = vdupq_n_u16(0x3f80), b = vdupq_n_u16(0x3c00); /* 1, 2^-7 */
+    PEAK_LOOP_OF_32(float32x4_t, vdupq_n_f32, vaddvq_f32,
+                    __asm__("bfdot %0.4s, %1.8h, %2.8h"
+                            : "+w"(x[i])
+                            : "w"(a), "w"(b)));
+}
 #endif
 
 typedef struct peak_loop {
@@ -79,11 +105,16 @@ static peak_loop choose(const char *isa, nsa_dtype dtype)
 {
 #if defined(__x86_64__)
     if (strcmp(isa, "avx512bf16") == 0 && dtype == NSA_BF16)
-        return (peak_loop){loop_bf16, 2 * 2 * 16 * CHAINS_512};
+        return (peak_loop){loop_bf16, 2 * 2 * 16 * CHAINS_OF_32};
     if (strncmp(isa, "avx512", 6) == 0)
-        return (peak_loop){loop_avx512, 2 * 16 * CHAINS_512};
+        return (peak_loop){loop_avx512, 2 * 16 * CHAINS_OF_32};
     if (strcmp(isa, "avx2") == 0)
         return (peak_loop){loop_avx2, 2 * 8 * CHAINS};
+#elif defined(__aarch64__)
+    if (strcmp(isa, "neonbf16") == 0 && dtype == NSA_BF16)
+        return (peak_loop){loop_neonbf16, 2 * 2 * 4 * CHAINS_OF_32};
+    if (strncmp(isa, "neon", 4) == 0)
+        return (peak_loop){loop_neon, 2 * 4 * CHAINS_OF_32};
 #else
     (void)isa;
     (void)dtype;

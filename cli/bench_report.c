@@ -23,7 +23,7 @@ static FILE *table(const bench_report *r)
 static double peak_of(bench_report *r, const nsa_ctx *ctx, nsa_dtype dtype)
 {
     const char *isa = nsa_ctx_isa(ctx);
-    dtype = dtype == NSA_BF16 && strcmp(isa, "avx512bf16") == 0 ? NSA_BF16 : NSA_F32;
+    dtype = dtype == NSA_BF16 && strstr(isa, "bf16") != NULL ? NSA_BF16 : NSA_F32;
     const int32_t threads = nsa_ctx_threads(ctx);
     for (int i = 0; i < r->n_peaks; i++)
         if (strcmp(r->peaks[i].isa, isa) == 0 && r->peaks[i].dtype == dtype && r->peaks[i].threads == threads)

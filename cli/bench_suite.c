@@ -207,7 +207,17 @@ static int forward_16k(bench_run *r)
 /* From the best instruction set down, by NSA_DISABLE_CPU, which every new context reads. */
 static int instruction_sets(bench_run *r)
 {
-    static const char *const sets[] = {"avx512bf16", "avx512", "avx2", "scalar"};
+    static const char *const sets[] = {
+#if defined(__aarch64__)
+        "neonbf16",
+        "neon",
+#else
+        "avx512bf16",
+        "avx512",
+        "avx2",
+#endif
+        "scalar",
+    };
     const char *initial = getenv("NSA_DISABLE_CPU");
     const int32_t threads = nsa_ctx_threads(r->ctx);
     char disabled[256], before[256];

@@ -6,6 +6,7 @@ include(CheckCSourceCompiles)
 include(CheckLinkerFlag)
 include(CheckPIESupported)
 
+set(CMAKE_REQUIRED_FLAGS -Werror) # clang takes flags that it then says are unused
 foreach(flag stack-protector-strong stack-clash-protection cf-protection)
     string(MAKE_C_IDENTIFIER NSA_HAVE_${flag} have)
     check_c_compiler_flag(-f${flag} ${have})
@@ -13,6 +14,7 @@ foreach(flag stack-protector-strong stack-clash-protection cf-protection)
         add_compile_options(-f${flag})
     endif()
 endforeach()
+unset(CMAKE_REQUIRED_FLAGS)
 
 # libc's checks of memcpy, snprintf ... need the optimiser, and would hide calls from the sanitizers.
 if(NOT NSA_SANITIZE)

@@ -6,6 +6,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 #if defined(__x86_64__)
@@ -40,6 +42,12 @@ static uint32_t detect(void)
         features |= CPU_AVX512;
     if (zmm && !is_intel() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVX512BF16))
         features |= CPU_AVX512BF16;
+#elif defined(__aarch64__)
+    features |= CPU_NEON;
+#if defined(__linux__)
+    if (getauxval(AT_HWCAP2) & HWCAP2_BF16)
+        features |= CPU_NEONBF16;
+#endif
 #endif
     return features;
 }
@@ -49,7 +57,11 @@ nsa_status cpu_features(uint32_t *features)
     static const struct {
         const char *name;
         uint32_t flag;
-    } names[] = {{"avx2", CPU_AVX2}, {"avx512", CPU_AVX512}, {"avx512bf16", CPU_AVX512BF16}};
+    } names[] = {{"avx2", CPU_AVX2},
+                 {"avx512", CPU_AVX512},
+                 {"avx512bf16", CPU_AVX512BF16},
+                 {"neon", CPU_NEON},
+                 {"neonbf16", CPU_NEONBF16}};
 
     *features = detect();
     const char *list = getenv("NSA_DISABLE_CPU");
@@ -60,7 +72,8 @@ nsa_status cpu_features(uint32_t *features)
                (strlen(names[i].name) != length || strncmp(names[i].name, list, length) != 0))
             i++;
         NSA_REQUIRE(i < sizeof names / sizeof *names,
-                    "NSA_DISABLE_CPU names '%.*s'; known are: avx2, avx512, avx512bf16", (int)length, list);
+                    "NSA_DISABLE_CPU names '%.*s'; known are: avx2, avx512, avx512bf16, neon, neonbf16", (int)length,
+                    list);
         *features &= ~names[i].flag;
         list += length + (list[length] == ',');
     }

@@ -26,7 +26,8 @@
  *                               rounding as core/dtype.h does
  *
  * and if VEC_BF16, with pairs of bf16 in the lanes of a vf (they may flush denormals to 0):
- *     vf_dot_bf16(a,b,c)        a.low*b.low + a.high*b.high + c, in an order and rounding of the set's own
+ *     vf_dot_bf16(a,b,c)        a.low*b.low + a.high*b.high + c, in an order and rounding of the set's own; a has one
+ *                               pair in all lanes
  *     vf_bf16_row(x,y)          2*VF_LANES bf16 side by side: those of x, then those of y
  *     vf_bf16_pairs(x,y)        lane i is the pair (x[i], y[i])
  *     vf_pair_low(x,y), vf_pair_high(x,y)

@@ -358,7 +358,8 @@ static void row_steps(const simd_attn *attn, rng *r)
             const int32_t lo = sees != NULL ? sees[i].lo : 0, hi = sees != NULL ? sees[i].hi : n;
             double now = most[i], added = 0.0;
             for (int j = lo; j < hi; j++)
-                now = fmax(now, (double)s[i * LD + j]);
+                now =
+                    (double)s[i * LD + j] > now ? (double)s[i * LD + j] : now; /* gcc 12 for AArch64 crashes on fmax */
             for (int j = 0; j < n; j++) {
                 const double e = j >= lo && j < hi ? exp((double)scale * ((double)s[i * LD + j] - now)) : 0.0;
                 const double got = element_at(attn, p + i * LD, j);
