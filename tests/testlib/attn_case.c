@@ -92,6 +92,12 @@ attn_grads attn_grads_new(const attn_case *c, nsa_dtype dtype, layout as)
     };
 }
 
+/* What dot products of bf16 that flush to 0 below 2^-126 may lose of a term: its other factor; the term, its sum. */
+static double flushed(nsa_dtype dtype, double factor)
+{
+    return dtype == NSA_BF16 ? (fabs(factor) + 2.0) * CLOSE_FLUSHED : 0.0;
+}
+
 /* What (row, h) adds to the sizes. p, p_size: room for a number per key. */
 static void add_row_sizes(const attn_case *c, int32_t s, int64_t row, int32_t h, double *p, double *p_size,
                           const attn_out *out, const attn_grads *grads)
@@ -130,13 +136,15 @@ static void add_row_sizes(const attn_case *c, int32_t s, int64_t row, int32_t h,
         for (int32_t i = 0; i < d_v; i++) {
             const double v = tensor_get(&c->v, s, j, kv, i);
             dp += d_o[i] * v, dp_size += fabs(d_o[i] * v);
-            tensor_add(&out->o, s, row, h, i, (p_size[j] + p[j] * shift) * fabs(v));
-            tensor_add(&grads->dv, s, j, kv, i, (p_size[j] + p[j] * gate_rounding) * fabs(d_o[i]));
+            const double lost = flushed(dtype, tensor_get(&c->d_o, s, row, h, i));
+            tensor_add(&out->o, s, row, h, i, (p_size[j] + p[j] * shift) * fabs(v) + flushed(dtype, v));
+            tensor_add(&grads->dv, s, j, kv, i, (p_size[j] + p[j] * gate_rounding) * fabs(d_o[i]) + lost);
         }
         const double ds = scale * (p_size[j] * fabs(dp - delta) + p[j] * gate_rounding * (dp_size + delta_size));
         for (int32_t i = 0; i < d_qk; i++) {
-            tensor_add(&grads->dq, s, row, h, i, ds * fabs(tensor_get(&c->k, s, j, kv, i)));
-            tensor_add(&grads->dk, s, j, kv, i, ds * fabs(tensor_get(&c->q, s, row, h, i)));
+            const double q = tensor_get(&c->q, s, row, h, i), k = tensor_get(&c->k, s, j, kv, i);
+            tensor_add(&grads->dq, s, row, h, i, ds * fabs(k) + flushed(dtype, k));
+            tensor_add(&grads->dk, s, j, kv, i, ds * fabs(q) + flushed(dtype, q));
         }
     }
 }
