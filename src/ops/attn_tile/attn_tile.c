@@ -54,7 +54,7 @@ static attn_tile carve(const tile_run *run, const key_blocks *keys, arena *a)
         floats(a, max_i64(keys->lanes, max_i64(at_work + 1, INT64_C(3) * SIMD_PAD)), max_i64(keys->ld_k, keys->ld_v));
     if (run->finish != NULL)
         t.kept = floats(a, most_blocks(keys), tile_rows * KEY_BLOCK);
-    t.q = floats(a, run->pass == TILE_BACKWARD ? at_work + 1 : tile_rows, t.ld_q); /* odd rows pair with zeros */
+    t.q = floats(a, tile_rows, t.ld_q);
     if (run->pass == TILE_FORWARD) {
         t.max = floats(a, tile_rows, 1);
         t.sum = floats(a, tile_rows, 1);
@@ -66,7 +66,9 @@ static attn_tile carve(const tile_run *run, const key_blocks *keys, arena *a)
         t.delta = floats(a, tile_rows, 1);
         t.gate = floats(a, tile_rows, 1);
         t.acc = floats(a, tile_rows, keys->ld_k);
-        t.d_o = floats(a, at_work + 1, t.ld_do);
+        t.d_o = floats(a, tile_rows, t.ld_do);
+        t.q_apart = floats(a, at_work + 1, t.ld_q);
+        t.do_apart = floats(a, at_work + 1, t.ld_do);
         t.row_lse = floats(a, at_work, 1);
         t.row_delta = floats(a, at_work, 1);
         t.row_gate = floats(a, at_work, 1);
@@ -75,8 +77,8 @@ static attn_tile carve(const tile_run *run, const key_blocks *keys, arena *a)
         t.prob = floats(a, at_work, KEY_BLOCK);
         if (keys->attn->pack > 1) {
             t.ds_t = floats(a, at_work, KEY_BLOCK);
-            t.q_rows = floats(a, at_work, keys->ld_k);
-            t.do_rows = floats(a, at_work, keys->ld_v);
+            t.q_pairs = floats(a, at_work, keys->ld_k);
+            t.do_pairs = floats(a, at_work, keys->ld_v);
         }
     }
     return t;
@@ -93,6 +95,13 @@ static void enter(attn_tile *t, int32_t s, int32_t head)
     t->v = rows_of(&t->p->v, s, head);
 }
 
+/* All rows of x, a query tensor. */
+static void load_rows(const attn_tile *t, float *to, int64_t ld, const nsa_tensor *x, int64_t d)
+{
+    for (int64_t r = 0; r < t->n_tokens * t->group; r++)
+        load_units(t->p->ctx, t->attn, to + r * ld, tile_query_at(t, x, r / t->group, r % t->group), x->dtype, d, ld);
+}
+
 /* delta = gate * (do . o): the diagonal of a product, by the kernel that makes dp, so that in a row with a single key,
  * where o is that key's v, dp - delta is 0. */
 static void load_delta(attn_tile *t)
@@ -101,19 +110,17 @@ static void load_delta(attn_tile *t)
     const int64_t n_rows = t->n_tokens * t->group, units = t->keys->units_v;
     for (int64_t r0 = 0; r0 < n_rows; r0 += SIMD_PAD) {
         const int64_t n = min_i64(SIMD_PAD, n_rows - r0);
-        float *d_o = t->scratch, *o = d_o + SIMD_PAD * t->ld_do, *o_lanes = o + SIMD_PAD * t->ld_do;
+        float *o = t->scratch, *o_lanes = o + SIMD_PAD * t->ld_do;
         float product[SIMD_PAD][SIMD_PAD];
         for (int64_t i = 0; i < n; i++) {
             const int64_t token = (r0 + i) / t->group, h = (r0 + i) % t->group;
-            load_units(p->ctx, t->attn, d_o + i * t->ld_do, tile_query_at(t, &p->d_o, token, h), p->d_o.dtype,
-                       p->cfg->d_v, t->ld_do);
             load_units(p->ctx, t->attn, o + i * t->ld_do, tile_query_at(t, &p->o, token, h), p->o.dtype, p->cfg->d_v,
                        t->ld_do);
         }
         p->ctx->simd->transpose(o_lanes, SIMD_PAD, o, t->ld_do, n, units);
         t->attn->product(&(simd_product){.c = product[0],
                                          .ldc = SIMD_PAD,
-                                         .a = d_o,
+                                         .a = t->d_o + r0 * t->ld_do,
                                          .a_row = t->ld_do,
                                          .a_col = 1,
                                          .b = o_lanes,
@@ -136,25 +143,16 @@ static void load_gradient(attn_tile *t)
                          ? 1.0F
                          : (float)dtype_get(tile_query_at(t, &p->gate, token, h), p->gate.dtype, p->branch);
     }
+    load_rows(t, t->d_o, t->ld_do, &p->d_o, p->cfg->d_v);
     load_delta(t);
     memset(t->acc, 0, (size_t)(t->n_tokens * t->group * t->keys->ld_k) * sizeof *t->acc);
-}
-
-/* Rows of x, a query tensor, of the tile's i-th token. Returns where the next token's go. */
-static float *load_token(const attn_tile *t, float *to, int64_t ld, const nsa_tensor *x, int64_t i, int64_t d)
-{
-    for (int64_t h = 0; h < t->group; h++, to += ld)
-        load_units(t->p->ctx, t->attn, to, tile_query_at(t, x, i, h), x->dtype, d, ld);
-    return to;
 }
 
 static void load(attn_tile *t, int64_t first, int64_t n)
 {
     t->first = first;
     t->n_tokens = n;
-    float *q = t->q;
-    for (int64_t i = 0; i < n && t->run->pass != TILE_BACKWARD; i++)
-        q = load_token(t, q, t->ld_q, &t->p->q, i, t->p->cfg->d_qk);
+    load_rows(t, t->q, t->ld_q, &t->p->q, t->p->cfg->d_qk);
     for (int64_t i = 0; i < n; i++)
         t->sees[i] = t->run->visible(t->p->cfg, tile_position(t, i));
     if (t->run->finish != NULL)
@@ -170,11 +168,17 @@ static void load(attn_tile *t, int64_t first, int64_t n)
     }
 }
 
-static void gather(const attn_tile *t, float *to, int64_t ld, const nsa_tensor *x, int64_t d)
+/* The rows at work of x [row][ld] side by side: where they lie, if they do and make whole units, else in `apart`, with
+ * zeros after the last. */
+static const float *side_by_side(const attn_tile *t, const float *x, int64_t ld, bool neighbours, float *apart)
 {
+    const int64_t token = t->group * ld;
+    if (neighbours && t->n_picked * t->group % t->attn->pack == 0)
+        return x + t->picked[0] * token;
     for (int64_t i = 0; i < t->n_picked; i++)
-        to = load_token(t, to, ld, x, t->picked[i], d);
-    memset(to, 0, (size_t)ld * sizeof *to);
+        memcpy(apart + i * token, x + t->picked[i] * token, (size_t)token * sizeof *x);
+    memset(apart + t->n_picked * token, 0, (size_t)ld * sizeof *x);
+    return apart;
 }
 
 void tile_pick(attn_tile *t, const int32_t *list, int64_t from, int64_t n)
@@ -189,16 +193,16 @@ void tile_pick(attn_tile *t, const int32_t *list, int64_t from, int64_t n)
     if (t->run->pass != TILE_BACKWARD)
         return;
     const int64_t m = n * t->group;
-    gather(t, t->q, t->ld_q, &p->q, p->cfg->d_qk);
-    gather(t, t->d_o, t->ld_do, &p->d_o, p->cfg->d_v);
+    t->q_rows = side_by_side(t, t->q, t->ld_q, list == NULL, t->q_apart);
+    t->do_rows = side_by_side(t, t->d_o, t->ld_do, list == NULL, t->do_apart);
     for (int64_t i = 0; i < m; i++) {
         t->row_lse[i] = t->lse[t->picked_rows[i]];
         t->row_delta[i] = t->delta[t->picked_rows[i]];
         t->row_gate[i] = t->gate[t->picked_rows[i]];
     }
     if (t->attn->pack > 1) {
-        p->ctx->simd->pair_rows(t->q_rows, t->keys->ld_k, t->q, t->ld_q, m + m % 2, p->cfg->d_qk);
-        p->ctx->simd->pair_rows(t->do_rows, t->keys->ld_v, t->d_o, t->ld_do, m + m % 2, p->cfg->d_v);
+        p->ctx->simd->pair_rows(t->q_pairs, t->keys->ld_k, t->q_rows, t->ld_q, m + m % 2, p->cfg->d_qk);
+        p->ctx->simd->pair_rows(t->do_pairs, t->keys->ld_v, t->do_rows, t->ld_do, m + m % 2, p->cfg->d_v);
     }
 }
 
@@ -338,6 +342,7 @@ static simd_product with_lanes(attn_tile *t, float *s, const float *a, int64_t l
                           .a = a,
                           .a_row = ld,
                           .a_col = 1,
+                          .a_rows = t->picked_rows,
                           .b = lanes,
                           .ldb = t->keys->lanes,
                           .m = t->n_picked * t->group,
@@ -410,7 +415,7 @@ static void backward(attn_tile *t, const view *v, int64_t number)
                 (simd_product){.c = t->dk + key * keys->ld_k,
                                .ldc = keys->ld_k,
                                .a = pairs ? t->ds_t : t->ds,
-                               .b = pairs ? t->q_rows : t->q,
+                               .b = pairs ? t->q_pairs : t->q_rows,
                                .ldb = pairs ? keys->ld_k : t->ld_q,
                                .n = t->p->cfg->d_qk},
                 v);
@@ -418,7 +423,7 @@ static void backward(attn_tile *t, const view *v, int64_t number)
                 (simd_product){.c = t->dv + key * keys->ld_v,
                                .ldc = keys->ld_v,
                                .a = t->prob,
-                               .b = pairs ? t->do_rows : t->d_o,
+                               .b = pairs ? t->do_pairs : t->do_rows,
                                .ldb = pairs ? keys->ld_v : t->ld_do,
                                .n = t->p->cfg->d_v},
                 v);
@@ -433,8 +438,7 @@ void tile_attend(attn_tile *t, int64_t b, int64_t next)
     float *s = t->scores;
     if (t->run->finish != NULL)
         s = t->kept + (b - t->kept_from) * t->n_tokens * t->group * KEY_BLOCK + v.skipped;
-    simd_product qk = with_lanes(t, s, t->q, t->ld_q, v.block.k_lanes, t->keys->units_qk, &v);
-    qk.a_rows = t->run->pass == TILE_BACKWARD ? NULL : t->picked_rows;
+    const simd_product qk = with_lanes(t, s, t->q, t->ld_q, v.block.k_lanes, t->keys->units_qk, &v);
     t->attn->product(&qk);
     if (t->run->pass == TILE_FORWARD)
         forward(t, &v, s);

@@ -63,6 +63,7 @@ struct attn_tile {
     span *sees;                /* [token] keys */
     float *max, *sum;          /* [row] forward: state of the softmax */
     float *lse, *delta, *gate; /* [row] backward */
+    float *q, *d_o;            /* [row] units */
     float *acc;                /* [row][keys->ld_v] o; backward [row][keys->ld_k] dq */
     float *kept;               /* [block - kept_from][row][KEY_BLOCK] scores, if run->finish */
     int64_t kept_from;
@@ -70,9 +71,9 @@ struct attn_tile {
     int64_t n_picked;
     int32_t *picked;                       /* tokens at work, as indices into the tile */
     int32_t *picked_rows;                  /* [row at work] the tile's row */
-    float *q;                              /* [row] units; backward [row at work] */
-    float *d_o;                            /* [row at work] units */
-    float *q_rows, *do_rows;               /* [row at work/pack] as keys->k_rows and v_rows: B of dk, dv */
+    const float *q_rows, *do_rows;         /* backward: q and d_o of the rows at work, side by side */
+    float *q_apart, *do_apart;             /* [row at work] copies, where they do not lie so */
+    float *q_pairs, *do_pairs;             /* [row at work/2] pairs, as keys->k_rows and v_rows */
     float *row_lse, *row_delta, *row_gate; /* [row at work] */
     simd_span *spans;                      /* [row at work] columns of the block */
     float *keep;                           /* [row at work] */
