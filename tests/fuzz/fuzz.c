@@ -68,7 +68,7 @@ int64_t fuzz_hostile64(fuzz_input *in, int32_t lo, int32_t hi)
     if (kind < 247)
         return edges[kind - 240];
     const int64_t high = fuzz_i32(in);
-    return kind < 252 ? high : high * 4294967296 + fuzz_i32(in);
+    return kind < 252 ? high : high * 4294967296 + (uint32_t)fuzz_i32(in);
 }
 
 /* ---- Files and output */

@@ -55,6 +55,11 @@ static attn_tile carve(const tile_run *run, const key_blocks *keys, arena *a)
     if (run->finish != NULL)
         t.kept = floats(a, most_blocks(keys), tile_rows * KEY_BLOCK);
     t.q = floats(a, tile_rows, t.ld_q);
+    if (!keys->ahead) {
+        t.q_apart = floats(a, at_work + 1, t.ld_q);
+        t.q_lanes = floats(a, keys->units_qk, simd_pad(at_work));
+        t.scores_t = floats(a, keys->lanes, simd_pad(at_work));
+    }
     if (run->pass == TILE_FORWARD) {
         t.max = floats(a, tile_rows, 1);
         t.sum = floats(a, tile_rows, 1);
@@ -152,6 +157,7 @@ static void load(attn_tile *t, int64_t first, int64_t n)
 {
     t->first = first;
     t->n_tokens = n;
+    t->n_picked = 0;
     load_rows(t, t->q, t->ld_q, &t->p->q, t->p->cfg->d_qk);
     for (int64_t i = 0; i < n; i++)
         t->sees[i] = t->run->visible(t->p->cfg, tile_position(t, i));
@@ -181,18 +187,31 @@ static const float *side_by_side(const attn_tile *t, const float *x, int64_t ld,
     return apart;
 }
 
+static bool at_work_already(const attn_tile *t, const int32_t *list, int64_t from, int64_t n)
+{
+    bool same = n == t->n_picked;
+    for (int64_t i = 0; same && i < n; i++)
+        same = t->picked[i] == (list != NULL ? list[i] : (int32_t)(from + i));
+    return same;
+}
+
 void tile_pick(attn_tile *t, const int32_t *list, int64_t from, int64_t n)
 {
     const attn_problem *p = t->p;
+    if (at_work_already(t, list, from, n))
+        return;
     t->n_picked = n;
     for (int64_t i = 0; i < n; i++) {
         t->picked[i] = list != NULL ? list[i] : (int32_t)(from + i);
         for (int64_t h = 0; h < t->group; h++)
             t->picked_rows[i * t->group + h] = (int32_t)(t->picked[i] * t->group + h);
     }
+    const int64_t m = n * t->group;
+    if (!t->keys->ahead)
+        p->ctx->simd->transpose(t->q_lanes, simd_pad(m), side_by_side(t, t->q, t->ld_q, list == NULL, t->q_apart),
+                                t->ld_q, m, t->keys->units_qk);
     if (t->run->pass != TILE_BACKWARD)
         return;
-    const int64_t m = n * t->group;
     t->q_rows = side_by_side(t, t->q, t->ld_q, list == NULL, t->q_apart);
     t->do_rows = side_by_side(t, t->d_o, t->ld_do, list == NULL, t->do_apart);
     for (int64_t i = 0; i < m; i++) {
@@ -239,7 +258,8 @@ static view look_at(attn_tile *t, key_block block)
     v.block.k_lanes = skip(block.k_lanes, v.skipped);
     v.block.v_lanes = skip(block.v_lanes, v.skipped);
     v.block.k_rows = skip(block.k_rows, v.skipped / pack * t->keys->ld_k);
-    v.block.v_rows = skip(block.v_rows, v.skipped / pack * t->keys->ld_v);
+    v.block.v_rows = skip(block.v_rows, v.skipped / pack * block.ld_v);
+    v.block.k_units = skip(block.k_units, v.skipped * block.ld_units);
     int64_t all_from = 0, all_to = KEY_BLOCK;
     for (int64_t i = 0; i < n_picked; i++) {
         const span sees = t->sees[t->picked[i]];
@@ -351,6 +371,29 @@ static simd_product with_lanes(attn_tile *t, float *s, const float *a, int64_t l
                           .ahead = &t->ahead[0]};
 }
 
+/* s = q k^T, or, of keys that are not packed, (k q^T)^T: the same sums. */
+static void score(attn_tile *t, const view *v, float *s)
+{
+    if (v->block.k_units == NULL) {
+        const simd_product qk = with_lanes(t, s, t->q, t->ld_q, v->block.k_lanes, t->keys->units_qk, v);
+        t->attn->product(&qk);
+        return;
+    }
+    const int64_t m = t->n_picked * t->group;
+    t->attn->product(&(simd_product){.c = t->scores_t,
+                                     .ldc = simd_pad(m),
+                                     .a = v->block.k_units,
+                                     .a_row = v->block.ld_units,
+                                     .a_col = 1,
+                                     .b = t->q_lanes,
+                                     .ldb = simd_pad(m),
+                                     .m = v->width,
+                                     .n = m,
+                                     .k = t->keys->units_qk,
+                                     .ahead = &t->ahead[0]});
+    t->p->ctx->simd->transpose(s, KEY_BLOCK, t->scores_t, simd_pad(m), v->width, m);
+}
+
 static void forward(attn_tile *t, const view *v, const float *s)
 {
     t->attn->softmax(&(simd_softmax){.s = s,
@@ -373,7 +416,7 @@ static void forward(attn_tile *t, const view *v, const float *s)
                                .a_row = KEY_BLOCK,
                                .a_col = 1,
                                .b = v->block.v_rows,
-                               .ldb = t->keys->ld_v,
+                               .ldb = v->block.ld_v,
                                .n = t->p->cfg->d_v,
                                .ahead = &t->ahead[1]},
                 v);
@@ -438,8 +481,7 @@ void tile_attend(attn_tile *t, int64_t b, int64_t next)
     float *s = t->scores;
     if (t->run->finish != NULL)
         s = t->kept + (b - t->kept_from) * t->n_tokens * t->group * KEY_BLOCK + v.skipped;
-    const simd_product qk = with_lanes(t, s, t->q, t->ld_q, v.block.k_lanes, t->keys->units_qk, &v);
-    t->attn->product(&qk);
+    score(t, &v, s);
     if (t->run->pass == TILE_FORWARD)
         forward(t, &v, s);
     else if (t->run->pass == TILE_BACKWARD)
@@ -597,7 +639,7 @@ static void run_threads(work *w)
         t.dk = w->dk;
         t.dv = w->dv;
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < (w->keys.packed != NULL ? n_keys : 0); i++)
+        for (int64_t i = 0; i < (w->keys.ahead ? n_keys : 0); i++)
             key_blocks_pack(&w->keys, i, t.scratch);
         if (backward) {
 #pragma omp for schedule(static)

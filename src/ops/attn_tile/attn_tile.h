@@ -73,6 +73,7 @@ struct attn_tile {
     int32_t *picked_rows;                  /* [row at work] the tile's row */
     const float *q_rows, *do_rows;         /* backward: q and d_o of the rows at work, side by side */
     float *q_apart, *do_apart;             /* [row at work] copies, where they do not lie so */
+    float *q_lanes, *scores_t;             /* keys not packed: [unit], [key] of the rows at work, padded */
     float *q_pairs, *do_pairs;             /* [row at work/2] pairs, as keys->k_rows and v_rows */
     float *row_lse, *row_delta, *row_gate; /* [row at work] */
     simd_span *spans;                      /* [row at work] columns of the block */

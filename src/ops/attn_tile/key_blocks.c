@@ -61,14 +61,14 @@ key_blocks key_blocks_carve(const attn_problem *p, tile_pass pass, visible_fn *v
                             arena *ws)
 {
     const simd_attn *attn = attn_operands(p);
-    key_blocks kb = {.p = p, .attn = attn, .pass = pass, .visible = visible, .period = period};
+    key_blocks kb = {.p = p, .attn = attn, .pass = pass, .visible = visible, .period = period, .ahead = ahead};
     kb.per_period = (period + KEY_BLOCK - 1) / KEY_BLOCK;
     kb.lanes = pad_rows(min_i64(period, KEY_BLOCK));
     kb.units_qk = (p->cfg->d_qk + attn->pack - 1) / attn->pack;
     kb.units_v = (p->cfg->d_v + attn->pack - 1) / attn->pack;
     kb.ld_k = spread(p->cfg->d_qk);
     kb.ld_v = spread(p->cfg->d_v);
-    kb.v_lanes = form_bytes(kb.units_qk, kb.lanes);
+    kb.v_lanes = form_bytes(ahead ? kb.units_qk : pad_rows(kb.units_qk), kb.lanes);
     kb.k_rows = kb.v_lanes + (pass == TILE_BACKWARD ? form_bytes(kb.units_v, kb.lanes) : 0);
     kb.v_rows = kb.k_rows + (pass == TILE_BACKWARD ? form_bytes(kb.lanes / attn->pack, kb.ld_k) : 0);
     kb.bytes = kb.v_rows + (pass == TILE_FORWARD ? form_bytes(kb.lanes / attn->pack, kb.ld_v) : 0);
@@ -137,6 +137,13 @@ static void pack(const key_blocks *kb, const rows *from, int64_t first, span val
         simd->pair_rows(pairs, ld, x.x, x.ld, kb->lanes, d);
 }
 
+/* Those of the sequence, up to the end of block b. */
+static span valid_keys(const key_blocks *kb, int32_t s, int64_t b)
+{
+    const span keys = key_blocks_keys(kb, s);
+    return (span){keys.lo, min_i64(keys.hi, first_key(kb, b) + keys_in_block(kb, b))};
+}
+
 static float *form_at(char *block, size_t from, size_t to)
 {
     return from == to ? NULL : (float *)(void *)(block + from);
@@ -147,8 +154,7 @@ static void pack_block(const key_blocks *kb, int32_t s, const rows *k, const row
 {
     const nsa_config *cfg = kb->p->cfg;
     const int64_t first = first_key(kb, b);
-    span valid = key_blocks_keys(kb, s);
-    valid.hi = min_i64(valid.hi, first + keys_in_block(kb, b));
+    const span valid = valid_keys(kb, s, b);
     pack(kb, k, first, valid, cfg->d_qk, kb->units_qk, form_at(to, 0, kb->v_lanes), form_at(to, kb->k_rows, kb->v_rows),
          kb->ld_k, scratch);
     if (kb->k_rows > kb->v_lanes || kb->bytes > kb->v_rows)
@@ -203,7 +209,7 @@ void key_block_ahead(const key_blocks *kb, int32_t s, int32_t head, const rows *
     ahead[0] = ahead[1] = (simd_ahead){NULL, NULL};
     if (b < kb->of_seq[s].lo || b >= kb->of_seq[s].hi)
         return;
-    if (kb->packed != NULL) {
+    if (kb->ahead) {
         const char *block = packed_at(kb, s, head, b);
         ahead[0] = (simd_ahead){block, block + kb->v_lanes};
         ahead[1] = (simd_ahead){block + kb->v_lanes, block + kb->bytes};
@@ -213,18 +219,48 @@ void key_block_ahead(const key_blocks *kb, int32_t s, int32_t head, const rows *
     }
 }
 
+static key_block packed_block(const key_blocks *kb, char *block)
+{
+    return (key_block){.k_lanes = form_at(block, 0, kb->v_lanes),
+                       .v_lanes = form_at(block, kb->v_lanes, kb->k_rows),
+                       .k_rows = form_at(block, kb->k_rows, kb->v_rows),
+                       .v_rows = form_at(block, kb->v_rows, kb->bytes),
+                       .ld_v = kb->ld_v};
+}
+
+/* Keys as units, values as rows. */
+static key_block own_block(const key_blocks *kb, int32_t s, const rows *k, const rows *v, int64_t b, char *own,
+                           float *scratch)
+{
+    const int32_t d_qk = kb->p->cfg->d_qk, d_v = kb->p->cfg->d_v;
+    const int64_t first = first_key(kb, b);
+    const span valid = valid_keys(kb, s, b);
+    key_block block = {.ld_v = kb->ld_v};
+    units x;
+    if (!units_in_place(kb, k, first, valid, d_qk, &x)) {
+        x = (units){form_at(own, 0, kb->v_lanes), pad_rows(kb->units_qk)};
+        copy_units(kb, k, first, valid, d_qk, form_at(own, 0, kb->v_lanes), x.ld);
+    }
+    block.k_units = x.x;
+    block.ld_units = x.ld;
+    float *v_rows = form_at(own, kb->v_rows, kb->bytes);
+    block.v_rows = v_rows;
+    if (v_rows == NULL)
+        return block;
+    if (kb->attn->pack == 1 && units_in_place(kb, v, first, valid, d_v, &x) && x.ld == d_v) {
+        block.v_rows = x.x;
+        block.ld_v = x.ld;
+    } else {
+        pack(kb, v, first, valid, d_v, kb->units_v, NULL, v_rows, kb->ld_v, scratch);
+    }
+    return block;
+}
+
 key_block key_block_get(const key_blocks *kb, int32_t s, int32_t head, const rows *k, const rows *v, int64_t b,
                         char *own, float *scratch)
 {
-    char *block = own;
-    if (kb->packed != NULL)
-        block = packed_at(kb, s, head, b);
-    else
-        pack_block(kb, s, k, v, b, own, scratch);
-    return (key_block){.first = first_key(kb, b),
-                       .n = keys_in_block(kb, b),
-                       .k_lanes = form_at(block, 0, kb->v_lanes),
-                       .v_lanes = form_at(block, kb->v_lanes, kb->k_rows),
-                       .k_rows = form_at(block, kb->k_rows, kb->v_rows),
-                       .v_rows = form_at(block, kb->v_rows, kb->bytes)};
+    key_block block = kb->ahead ? packed_block(kb, packed_at(kb, s, head, b)) : own_block(kb, s, k, v, b, own, scratch);
+    block.first = first_key(kb, b);
+    block.n = keys_in_block(kb, b);
+    return block;
 }

@@ -7,8 +7,13 @@
  *     k_rows   [lanes/pack][ld_k]     B of dq += ds k         (backward)
  *     v_rows   [lanes/pack][ld_v]     B of o += p v           (forward)
  *
- * Where several tiles of queries read a block, all are packed ahead; else each by the tile that wants it. Bounds
- * between blocks are multiples of `period` and of KEY_BLOCK within each period: of the branch, not of a tile or chunk.
+ * Where several tiles of queries read a block, all are packed ahead. Else it is not worth while (decoding): keys and
+ * values are read where they lie if that is as units, or copied, and of keys that is the A of s^T = k q^T:
+ *
+ *     k_units  [lanes][ld_units]
+ *
+ * Bounds between blocks are multiples of `period` and of KEY_BLOCK within each period: of the branch, not of a tile or
+ * chunk.
  */
 #ifndef NSA_OPS_KEY_BLOCKS_H
 #define NSA_OPS_KEY_BLOCKS_H
@@ -43,12 +48,14 @@ typedef struct key_blocks {
     size_t v_lanes, k_rows, v_rows, bytes; /* offsets in a block, and its size; k_lanes is at 0 */
     seq_blocks *of_seq;                    /* [n_seqs] */
     int64_t n_blocks;                      /* of all sequences */
-    char *packed;                          /* [kv head][n_blocks]; NULL: not ahead */
+    bool ahead;                            /* all blocks are packed before any is used: */
+    char *packed;                          /* [kv head][n_blocks] */
 } key_blocks;
 
 typedef struct key_block {
-    int64_t first, n; /* keys */
-    const float *k_lanes, *v_lanes, *k_rows, *v_rows;
+    int64_t first, n;                                           /* keys */
+    const float *k_lanes, *v_lanes, *k_rows, *v_rows, *k_units; /* NULL: not in this form */
+    int64_t ld_v, ld_units;                                     /* of v_rows and k_units */
 } key_block;
 
 /* The operands that p runs on: pairs of bf16 if all of q, k, v (and d_o) are bf16 and the set has them, else floats. */
@@ -85,7 +92,8 @@ void key_blocks_find(const key_blocks *kb, int64_t number, int32_t *s, int64_t *
 /* Packs ahead the i-th block of n_blocks * n_heads_kv. scratch: lanes rows as long as the longer of ld_k and ld_v. */
 void key_blocks_pack(const key_blocks *kb, int64_t i, float *scratch);
 
-/* Block b of a sequence and kv head, whose rows are k and v: packed ahead, or now into `own` (kb->bytes). */
+/* Block b of a sequence and kv head, whose rows are k and v: packed ahead, or as they lie, or now in `own`
+ * (kb->bytes). */
 key_block key_block_get(const key_blocks *kb, int32_t s, int32_t head, const rows *k, const rows *v, int64_t b,
                         char *own, float *scratch);
 
