@@ -18,6 +18,19 @@ test: setup
 	$(MAKE) --no-print-directory build
 	scripts/test.sh $(BUILD)
 
+# The library and the command with kernels for NVIDIA GPUs (CUDA 12.4 or newer); and the tests that need a GPU, for which
+# gcc, cmake and CUDA are enough.
+CUDA_BUILD = build-cuda
+cuda: setup
+	cmake -S . -B $(CUDA_BUILD) -DCMAKE_BUILD_TYPE=Release -DNSA_CUDA=ON >/dev/null
+	cmake --build $(CUDA_BUILD) -j $(JOBS)
+
+GPU_BUILD = build-gpu
+test-gpu:
+	cmake -S . -B $(GPU_BUILD) -DCMAKE_BUILD_TYPE=Release -DNSA_CUDA=ON -DNSA_LM=OFF -DNSA_TESTS=OFF -DNSA_EXAMPLES=OFF >/dev/null
+	cmake --build $(GPU_BUILD) -j $(JOBS)
+	ctest --test-dir $(GPU_BUILD) --label-regex '^gpu$$' --output-on-failure --no-tests=error
+
 # All that is promised about speed: a table, and a file of JSON lines to compare with later. About ten minutes.
 RESULTS = bench/results/$$(date -u +%F)-$$(git rev-parse --short HEAD).jsonl
 bench: setup
@@ -40,9 +53,9 @@ setup:
 	scripts/setup.sh
 
 format:
-	git ls-files '*.c' '*.h' '*.inc' | xargs clang-format -i
+	git ls-files '*.c' '*.h' '*.inc' '*.cu' '*.cuh' | xargs clang-format -i
 
 clean:
 	rm -rf build build-*
 
-.PHONY: build demo test bench install docs setup format clean
+.PHONY: build demo test cuda test-gpu bench install docs setup format clean

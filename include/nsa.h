@@ -20,12 +20,17 @@
  *   but its message: nsa_last_error() names the argument, its value and what is allowed.
  * - Memory is the caller's. Only nsa_ctx_create allocates. Pointers are used during the call and not kept. An array is
  *   aligned to its elements; a workspace may lie anywhere, and what a call leaves there is of no use.
+ * - With a context for a CUDA device all arrays lie in memory that the device reaches: tensors, cu_seqlens, parameters,
+ *   workspace; the structs themselves are the host's. A call puts work on `stream` and returns, does not wait, reads
+ * none of those arrays on the host and may be captured in a graph. So what cu_seqlens holds is not checked: where it is
+ * not what nsa_batch says, results are unspecified, but no access leaves its tensor.
  * - nsa_X_workspace checks the arguments of nsa_X as that does and says how many bytes of workspace it needs: 0 where
  *   none, and then workspace may be NULL. It reads no tensor. More than is needed is fine: one buffer may serve all.
  * - Inputs may overlap each other. Outputs and workspace must overlap nothing else that the call reads or writes: two
  *   outputs that start at one address are an error, other overlaps are not seen.
  * - Nothing prints, exits or keeps state between calls. Any number of threads may call at once, with one context, as
- *   long as none writes what another uses. A call itself runs on up to nsa_ctx_threads() threads and returns when done.
+ *   long as none writes what another uses. On the CPU a call runs on up to nsa_ctx_threads() threads and returns when
+ *   done.
  * - Results are bit-equal from run to run and for any number of threads.
  * - Tensors' contents are data, whatever they are. A key that a row does not attend to has no influence on it. A row
  *   with an infinite or NaN logit gets NaN or unspecified values, and so do the gradients that it adds to; no index
@@ -67,7 +72,8 @@ typedef enum nsa_status {
     NSA_ERR_UNSUPPORTED,      /* valid, but not on this device or build; the CPU supports all that is valid */
     NSA_ERR_WORKSPACE,        /* the workspace is too small; the message says how many bytes are needed */
     NSA_ERR_OUT_OF_MEMORY,    /* from nsa_ctx_create only */
-    NSA_ERR_NO_DEVICE         /* from nsa_ctx_create only: this build or machine lacks the device */
+    NSA_ERR_NO_DEVICE,        /* from nsa_ctx_create only: this build or machine lacks the device */
+    NSA_ERR_DEVICE /* CUDA refused to start the work, part of which may have run; the message has its error */
 } nsa_status;
 
 /* A constant string such as "invalid argument"; never NULL. */
@@ -84,15 +90,19 @@ typedef struct nsa_ctx nsa_ctx;
 
 /* Where calls run. */
 typedef enum nsa_device {
-    NSA_DEVICE_CPU = 0 /* this machine's CPU */
+    NSA_DEVICE_CPU = 0, /* this machine's CPU */
+    NSA_DEVICE_CUDA = 1 /* an NVIDIA GPU of compute capability 8.0 or higher, in a build with CUDA */
 } nsa_device;
 
 /* What nsa_ctx_create can be told. */
 typedef struct nsa_ctx_options {
     uint32_t struct_size; /* sizeof(nsa_ctx_options) */
     nsa_device device;    /* where to run */
-    int32_t n_threads;    /* of one call, 0 .. 1024; 0 = as many as OpenMP would use (OMP_NUM_THREADS, or all cores) */
-    int32_t reference;    /* not 0: every operation by its oracle, slow, in double. f64 tensors do so always */
+    int32_t n_threads;    /* of one call, 0 .. 1024; 0 = as many as OpenMP would use (OMP_NUM_THREADS, or all cores).
+                             0 for CUDA */
+    int32_t reference;    /* not 0: every operation by its oracle, slow, in double. f64 tensors do so always. CPU only,
+                             and so are f64 tensors */
+    int32_t device_index; /* which CUDA device, 0 ..; 0 for the CPU */
 } nsa_ctx_options;
 
 /* A new context in *ctx, NULL if it fails. options may be NULL: CPU, all threads. The instruction set is the best of
@@ -103,13 +113,14 @@ NSA_API nsa_status nsa_ctx_create(nsa_ctx **ctx, const nsa_ctx_options *options)
 /* Frees it; no call may use it any more. NULL is fine. */
 NSA_API void nsa_ctx_destroy(nsa_ctx *ctx);
 
-/* Threads of a call at most; 0 for NULL. */
+/* Threads of a call at most; 1 for CUDA, 0 for NULL. */
 NSA_API int32_t nsa_ctx_threads(const nsa_ctx *ctx);
 
-/* "avx512", "avx2", "scalar", "ref" ...: the kernels that ctx runs; "" for NULL. */
+/* "avx512", "avx2", "scalar", "ref" ..., or "sm_90" ...: what the kernels that ctx runs are made for; "" for NULL. */
 NSA_API const char *nsa_ctx_isa(const nsa_ctx *ctx);
 
-/* The same type as cudaStream_t. A CPU context ignores it: pass NULL. */
+/* The same type as cudaStream_t: a stream of the context's device, NULL for its default stream. A CPU context ignores
+ * it. */
 typedef struct CUstream_st *nsa_stream;
 
 /* ---- The problem ------------------------------------------------------------------------------------------------- */
@@ -157,6 +168,7 @@ NSA_API int64_t nsa_n_cmp(const nsa_config *cfg, int64_t n_tokens);
  *     k         [total_k][n_heads_kv][d_qk]          v         [total_k][n_heads_kv][d_v]
  *     k_cmp     [rows][n_heads_kv][d_qk]             v_cmp     [rows][n_heads_kv][d_v]
  *               packed: the rows of sequence s start at cu_seqlens_k[s]/cmp_stride; rows = total_k/cmp_stride is enough
+ *               (and what CUDA calls want, since they do not see how many there are)
  *     gate      [total_q][n_heads_q][3]              f32 or q's dtype, after the sigmoid, order cmp, slc, win;
  *               stride_head 0 makes it a gate per token
  *     lse       [total_q][n_heads_q][1]              f32 (f64 with f64 tensors): ln sum exp(scale * q.k), natural
@@ -462,11 +474,12 @@ NSA_API nsa_status nsa_backward(const nsa_ctx *ctx, const nsa_config *cfg, const
 
 /* ---- Generation over a KV cache ----------------------------------------------------------------------------------
  *
- * Memory is the caller's: a pool of pages, each holding page_size tokens of one sequence (slc K and V, and the
- * compressed rows whose blocks end there; opaque inside), an int32 page table per sequence, and for each sequence a
- * small state (its length; the last win_size - 1 + max_draft window rows and cmp_block - 1 + max_draft uncompressed
- * rows). Neither holds addresses: both may be copied and moved, and pages that are full may be shared by sequences that
- * start alike. Token by token, chunk by chunk and one nsa_forward over the whole give the same outputs to rounding.
+ * For CPU contexts only so far. Memory is the caller's: a pool of pages, each holding page_size tokens of one sequence
+ * (slc K and V, and the compressed rows whose blocks end there; opaque inside), an int32 page table per sequence, and
+ * for each sequence a small state (its length; the last win_size - 1 + max_draft window rows and cmp_block - 1 +
+ * max_draft uncompressed rows). Neither holds addresses: both may be copied and moved, and pages that are full may be
+ * shared by sequences that start alike. Token by token, chunk by chunk and one nsa_forward over the whole give the same
+ * outputs to rounding.
  */
 
 /* A pool of pages and what its sequences have in common. */

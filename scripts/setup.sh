@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(cmake pkg-config libcairo2-dev libcjson-dev libdnnl-dev libcmocka-dev python3 python3-numpy g++ mandoc
           bible-kjv bible-kjv-text)
 
-[[ ${1:-} == --ci ]] && packages+=(clang clang-format clang-tidy libclang-rt-dev libomp-dev doxygen
+[[ ${1:-} == --ci ]] && packages+=(clang clang-format clang-tidy libclang-rt-dev libomp-dev doxygen python3-venv
                                    gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 libgomp1:arm64
                                    qemu-user-static)
 

@@ -1,4 +1,6 @@
 #include "core/arena.h"
+#include "core/ctx.h"
+#include "cuda/device.h"
 
 void *arena_take(arena *a, int64_t count, size_t size)
 {
@@ -17,7 +19,7 @@ void *arena_take(arena *a, int64_t count, size_t size)
 nsa_status op_workspace(op_fn *op, const void *problem, size_t *bytes)
 {
     NSA_REQUIRE(bytes != NULL, "bytes is NULL");
-    arena count = {NULL, 0, 0};
+    arena count = {.base = NULL};
     op(problem, &count);
     /* Any address may be given: room to align it. */
     *bytes = size_add(count.peak, count.peak == 0 ? 0 : ARENA_ALIGN - 1);
@@ -25,7 +27,8 @@ nsa_status op_workspace(op_fn *op, const void *problem, size_t *bytes)
     return NSA_OK;
 }
 
-nsa_status op_run(op_fn *op, const void *problem, void *workspace, size_t workspace_bytes)
+nsa_status op_run(const nsa_ctx *ctx, op_fn *op, const void *problem, void *workspace, size_t workspace_bytes,
+                  nsa_stream stream)
 {
     size_t bytes = 0;
     NSA_TRY(op_workspace(op, problem, &bytes));
@@ -36,7 +39,14 @@ nsa_status op_run(op_fn *op, const void *problem, void *workspace, size_t worksp
     static char nothing[1];
     char *base =
         bytes == 0 ? nothing : (char *)(((uintptr_t)workspace + ARENA_ALIGN - 1) & ~(uintptr_t)(ARENA_ALIGN - 1));
-    arena a = {base, 0, 0};
+    arena a = {.base = base, .stream = stream};
+    if (!ctx->cuda) {
+        op(problem, &a);
+        return a.status;
+    }
+    int caller_device = 0;
+    NSA_TRY(cuda_enter(ctx->device_index, &caller_device));
     op(problem, &a);
-    return NSA_OK;
+    cuda_leave(ctx->device_index, caller_device);
+    return a.status;
 }

@@ -1,6 +1,7 @@
 /*
- * The caller's workspace, carved into buffers. The same code counts and carves: with base = NULL nothing is handed out
- * and `used` grows to what a run needs, so a size query and a run cannot disagree.
+ * What a call runs with: the caller's workspace, carved into buffers, and for a device its stream. The same code counts
+ * and carves: with base = NULL nothing is handed out and `used` grows to what a run needs, so a size query and a run
+ * cannot disagree.
  */
 #ifndef NSA_CORE_ARENA_H
 #define NSA_CORE_ARENA_H
@@ -16,6 +17,9 @@ typedef struct arena {
     char *base;  /* NULL: count only */
     size_t used; /* SIZE_MAX once a size has overflowed */
     size_t peak; /* the most that was ever used */
+
+    nsa_stream stream; /* of a CUDA context */
+    nsa_status status; /* NSA_OK until a launch fails; none follows it */
 } arena;
 
 static inline bool arena_counts(const arena *a)
@@ -33,13 +37,15 @@ static inline void arena_release(arena *a, size_t mark)
         a->used = mark;
 }
 
-/* What an operation is: carves its workspace from `ws`, and unless ws counts, runs. It cannot fail: all was checked. */
+/* What an operation is: carves its workspace from `ws`, and unless ws counts, runs. All was checked: what can fail is a
+ * launch on a device, which ws->status keeps. */
 typedef void op_fn(const void *problem, arena *ws);
 
 /* Bytes that op takes on problem; a size past SIZE_MAX is an error. */
 nsa_status op_workspace(op_fn *op, const void *problem, size_t *bytes);
 
-/* Counts, compares with workspace_bytes, runs. */
-nsa_status op_run(op_fn *op, const void *problem, void *workspace, size_t workspace_bytes);
+/* Counts, compares with workspace_bytes, runs where ctx does. */
+nsa_status op_run(const nsa_ctx *ctx, op_fn *op, const void *problem, void *workspace, size_t workspace_bytes,
+                  nsa_stream stream);
 
 #endif

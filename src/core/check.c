@@ -1,9 +1,11 @@
 #include "core/check.h"
 #include "core/config.h"
+#include "core/ctx.h"
 #include "core/dtype.h"
 #include "core/size.h"
 
-nsa_status check_cu_seqlens(const char *name, const char *total_name, const int32_t *cu, int32_t n_seqs, int64_t total)
+/* What can be said without reading cu. */
+static nsa_status check_cu(const char *name, const char *total_name, const int32_t *cu, int32_t n_seqs, int64_t total)
 {
     NSA_REQUIRE(total >= 0 && total <= INT32_MAX, "%s is %lld, must be 0 .. 2^31-1", total_name, (long long)total);
     if (n_seqs == 0) {
@@ -12,6 +14,14 @@ nsa_status check_cu_seqlens(const char *name, const char *total_name, const int3
     }
     NSA_REQUIRE(cu != NULL, "%s is NULL", name);
     NSA_REQUIRE((uintptr_t)cu % sizeof *cu == 0, "%s is not aligned to 4 bytes", name);
+    return NSA_OK;
+}
+
+nsa_status check_cu_seqlens(const char *name, const char *total_name, const int32_t *cu, int32_t n_seqs, int64_t total)
+{
+    NSA_TRY(check_cu(name, total_name, cu, n_seqs, total));
+    if (n_seqs == 0)
+        return NSA_OK;
     NSA_REQUIRE(cu[0] == 0, "%s[0] is %d, must be 0", name, cu[0]);
     for (int32_t s = 0; s < n_seqs; s++)
         NSA_REQUIRE(cu[s + 1] >= cu[s], "%s[%d] is %d, must not be below the entry before it, %d", name, s + 1,
@@ -23,33 +33,38 @@ nsa_status check_cu_seqlens(const char *name, const char *total_name, const int3
 
 static nsa_status check_max_seqlen(const char *name, int32_t max_seqlen, const int32_t *cu, int32_t n_seqs)
 {
-    NSA_REQUIRE(max_seqlen >= 0, "%s is %d, must be >= 0", name, max_seqlen);
     for (int32_t s = 0; s < n_seqs; s++)
         NSA_REQUIRE(cu[s + 1] - cu[s] <= max_seqlen, "%s is %d, but sequence %d has %d tokens", name, max_seqlen, s,
                     cu[s + 1] - cu[s]);
     return NSA_OK;
 }
 
-nsa_status check_batch_q(const nsa_batch *b)
+nsa_status check_batch_q(const nsa_ctx *ctx, const nsa_batch *b)
 {
     NSA_REQUIRE(b != NULL, "batch is NULL");
     NSA_REQUIRE(b->n_seqs >= 0, "batch.n_seqs is %d, must be >= 0", b->n_seqs);
+    NSA_REQUIRE(b->max_seqlen_q >= 0, "batch.max_seqlen_q is %d, must be >= 0", b->max_seqlen_q);
+    if (ctx->cuda)
+        return check_cu("batch.cu_seqlens_q", "batch.total_q", b->cu_seqlens_q, b->n_seqs, b->total_q);
     NSA_TRY(check_cu_seqlens("batch.cu_seqlens_q", "batch.total_q", b->cu_seqlens_q, b->n_seqs, b->total_q));
     return check_max_seqlen("batch.max_seqlen_q", b->max_seqlen_q, b->cu_seqlens_q, b->n_seqs);
 }
 
-nsa_status check_batch_k(const nsa_batch *b)
+nsa_status check_batch_k(const nsa_ctx *ctx, const nsa_batch *b)
 {
     NSA_REQUIRE(b != NULL, "batch is NULL");
     NSA_REQUIRE(b->n_seqs >= 0, "batch.n_seqs is %d, must be >= 0", b->n_seqs);
+    NSA_REQUIRE(b->max_seqlen_k >= 0, "batch.max_seqlen_k is %d, must be >= 0", b->max_seqlen_k);
+    if (ctx->cuda)
+        return check_cu("batch.cu_seqlens_k", "batch.total_k", b->cu_seqlens_k, b->n_seqs, b->total_k);
     NSA_TRY(check_cu_seqlens("batch.cu_seqlens_k", "batch.total_k", b->cu_seqlens_k, b->n_seqs, b->total_k));
     return check_max_seqlen("batch.max_seqlen_k", b->max_seqlen_k, b->cu_seqlens_k, b->n_seqs);
 }
 
-nsa_status check_batch(const nsa_batch *b)
+nsa_status check_batch(const nsa_ctx *ctx, const nsa_batch *b)
 {
-    NSA_TRY(check_batch_q(b));
-    return check_batch_k(b);
+    NSA_TRY(check_batch_q(ctx, b));
+    return check_batch_k(ctx, b);
 }
 
 extent extent_q(const nsa_config *cfg, const nsa_batch *b, int32_t d)
@@ -62,8 +77,10 @@ extent extent_k(const nsa_config *cfg, const nsa_batch *b, int32_t d)
     return (extent){b->n_seqs, b->total_k, b->max_seqlen_k, cfg->n_heads_kv, d};
 }
 
-extent extent_cmp(const nsa_config *cfg, const nsa_batch *b, int32_t d)
+extent extent_cmp(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *b, int32_t d)
 {
+    if (ctx->cuda)
+        return (extent){b->n_seqs, b->total_k / cfg->cmp_stride, nsa_n_cmp(cfg, b->max_seqlen_k), cfg->n_heads_kv, d};
     /* The last sequence may end before total_k/cmp_stride; nobody reads or writes past its own rows. */
     int64_t rows = 0;
     for (int32_t s = 0; s < b->n_seqs; s++) {

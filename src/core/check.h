@@ -6,9 +6,9 @@
 
 #include <stdbool.h>
 
-nsa_status check_batch(const nsa_batch *batch);
-nsa_status check_batch_q(const nsa_batch *batch); /* for ops that read one side only */
-nsa_status check_batch_k(const nsa_batch *batch);
+nsa_status check_batch(const nsa_ctx *ctx, const nsa_batch *batch);
+nsa_status check_batch_q(const nsa_ctx *ctx, const nsa_batch *batch); /* for ops that read one side only */
+nsa_status check_batch_k(const nsa_ctx *ctx, const nsa_batch *batch);
 
 /* cu[0 .. n_seqs] from 0, never falling, up to total; the names are the caller's. */
 nsa_status check_cu_seqlens(const char *name, const char *total_name, const int32_t *cu, int32_t n_seqs, int64_t total);
@@ -22,9 +22,10 @@ typedef struct extent {
     int32_t d;
 } extent;
 
-extent extent_q(const nsa_config *cfg, const nsa_batch *batch, int32_t d);   /* n_heads_q heads */
-extent extent_k(const nsa_config *cfg, const nsa_batch *batch, int32_t d);   /* n_heads_kv heads */
-extent extent_cmp(const nsa_config *cfg, const nsa_batch *batch, int32_t d); /* compressed rows */
+extent extent_q(const nsa_config *cfg, const nsa_batch *batch, int32_t d); /* n_heads_q heads */
+extent extent_k(const nsa_config *cfg, const nsa_batch *batch, int32_t d); /* n_heads_kv heads */
+/* Compressed rows: as many as the sequences have, or where the host cannot see these as many as they can have. */
+extent extent_cmp(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch, int32_t d);
 extent extent_slc_idx(const nsa_config *cfg, const nsa_batch *batch);
 
 /* name as the caller knows it ("args.q"). An output must not overlap itself. dtype -1: f32, bf16, f16 or f64. */

@@ -19,7 +19,8 @@ typedef struct seq {
  * operation that reads one side only may lack the other's cu. */
 typedef struct seqs {
     int32_t n;
-    int64_t total_q;
+    int64_t total_q, total_k;
+    int32_t max_q, max_k; /* the longest, at most; of tensors in a batch */
     const int32_t *cu_q, *cu_k;
     int64_t (*len_k)(const void *cache, int32_t s); /* NULL without a cache */
     const void *cache;
@@ -27,7 +28,13 @@ typedef struct seqs {
 
 static inline seqs seqs_of_batch(const nsa_batch *b)
 {
-    return (seqs){b->n_seqs, b->total_q, b->cu_seqlens_q, b->cu_seqlens_k, NULL, NULL};
+    return (seqs){.n = b->n_seqs,
+                  .total_q = b->total_q,
+                  .total_k = b->total_k,
+                  .max_q = b->max_seqlen_q,
+                  .max_k = b->max_seqlen_k,
+                  .cu_q = b->cu_seqlens_q,
+                  .cu_k = b->cu_seqlens_k};
 }
 
 static inline seq seq_at(const seqs *all, int32_t s)

@@ -28,6 +28,7 @@ const char *nsa_status_string(nsa_status status)
     case NSA_ERR_WORKSPACE: return "workspace too small";
     case NSA_ERR_OUT_OF_MEMORY: return "out of memory";
     case NSA_ERR_NO_DEVICE: return "no such device";
+    case NSA_ERR_DEVICE: return "device error";
     }
     return "unknown status";
 }

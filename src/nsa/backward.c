@@ -1,5 +1,6 @@
 /* nsa_backward: the ops of the forward pass in reverse, gradients of shared tensors added in the order cmp, slc, win.
  */
+#include "cuda/device.h"
 #include "nsa/forward.h"
 #include "nsa/pipeline.h"
 #include "ops/attn_tile/attn.h"
@@ -29,7 +30,8 @@ static nsa_status check_grads(const char *name, const nsa_tensor *grads, int fir
     return NSA_OK;
 }
 
-static nsa_status check_outputs(const nsa_config *cfg, const nsa_batch *batch, const nsa_backward_args *args)
+static nsa_status check_outputs(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch,
+                                const nsa_backward_args *args)
 {
     const nsa_forward_args *f = &args->fwd;
     const nsa_dtype dtype = f->q[0].dtype;
@@ -41,8 +43,8 @@ static nsa_status check_outputs(const nsa_config *cfg, const nsa_batch *batch, c
     NSA_TRY(check_grads("dv", args->dv, first, extent_k(cfg, batch, cfg->d_v), dtype));
     NSA_TRY(check_output("args.dgate", &args->dgate, extent_q(cfg, batch, NSA_N_BRANCHES), (int)f->gate.dtype));
     if (own_cmp) {
-        NSA_TRY(check_output("args.dk_cmp", &args->dk_cmp, extent_cmp(cfg, batch, cfg->d_qk), (int)dtype));
-        NSA_TRY(check_output("args.dv_cmp", &args->dv_cmp, extent_cmp(cfg, batch, cfg->d_v), (int)dtype));
+        NSA_TRY(check_output("args.dk_cmp", &args->dk_cmp, extent_cmp(ctx, cfg, batch, cfg->d_qk), (int)dtype));
+        NSA_TRY(check_output("args.dv_cmp", &args->dv_cmp, extent_cmp(ctx, cfg, batch, cfg->d_v), (int)dtype));
     } else {
         NSA_TRY(check_dphi("args.dphi_k", args->dphi_k, f->phi_k));
         NSA_TRY(check_dphi("args.dphi_v", args->dphi_v, f->phi_v));
@@ -70,10 +72,10 @@ static nsa_status check_backward(const nsa_ctx *ctx, const nsa_config *cfg, cons
 {
     NSA_TRY(check_ctx(ctx));
     NSA_TRY(check_config(cfg));
-    NSA_TRY(check_batch(batch));
+    NSA_TRY(check_batch(ctx, batch));
     NSA_REQUIRE(args != NULL, "args is NULL");
     const nsa_forward_args *f = &args->fwd;
-    NSA_TRY(check_forward_inputs("args.fwd.", cfg, batch, f));
+    NSA_TRY(check_forward_inputs("args.fwd.", ctx, cfg, batch, f));
 
     const extent o = extent_q(cfg, batch, cfg->d_v), lse = extent_q(cfg, batch, 1);
     const nsa_dtype dtype = f->q[0].dtype;
@@ -81,11 +83,11 @@ static nsa_status check_backward(const nsa_ctx *ctx, const nsa_config *cfg, cons
         NSA_TRY(check_input(field("args.fwd.", "o_branch", b).text, &f->o_branch[b], o, (int)dtype));
         NSA_TRY(check_input(field("args.fwd.", "lse", b).text, &f->lse[b], lse, (int)lse_dtype(dtype)));
     }
-    NSA_TRY(check_input("args.fwd.k_cmp", &f->k_cmp, extent_cmp(cfg, batch, cfg->d_qk), (int)dtype));
-    NSA_TRY(check_input("args.fwd.v_cmp", &f->v_cmp, extent_cmp(cfg, batch, cfg->d_v), (int)dtype));
+    NSA_TRY(check_input("args.fwd.k_cmp", &f->k_cmp, extent_cmp(ctx, cfg, batch, cfg->d_qk), (int)dtype));
+    NSA_TRY(check_input("args.fwd.v_cmp", &f->v_cmp, extent_cmp(ctx, cfg, batch, cfg->d_v), (int)dtype));
     NSA_TRY(check_input("args.fwd.slc_idx", &f->slc_idx, extent_slc_idx(cfg, batch), NSA_I32));
     NSA_TRY(check_input("args.d_o", &args->d_o, o, (int)dtype));
-    return check_outputs(cfg, batch, args);
+    return check_outputs(ctx, cfg, batch, args);
 }
 
 /* ---- Outputs that branches share ---- */
@@ -118,25 +120,39 @@ static grad_sink make_sink(const nsa_tensor *out, int first, int64_t n_rows, int
     return s;
 }
 
-static void round_sink(const grad_sink *sink, const nsa_tensor *out, const nsa_ctx *ctx, const int32_t *cu,
-                       int32_t n_seqs, int64_t total, int32_t n_heads, int32_t d)
+static void round_rows(nsa_tensor from, nsa_tensor to, const nsa_ctx *ctx, const int32_t *cu, int32_t n_seqs,
+                       int64_t total, int32_t n_heads, int32_t d)
 {
     enum { TILE = 64 };
-    for (int b = 0; b < NSA_N_BRANCHES; b++) {
-        if (!sink->rounded[b])
-            continue;
-        const nsa_tensor from = sink->to[b], to = out[b];
 #pragma omp parallel for num_threads(ctx->n_threads) schedule(static)
-        for (int64_t i = 0; i < n_tiles(total, n_seqs, TILE); i++) {
-            int32_t s;
-            int64_t first;
-            if (!tile_at(cu, n_seqs, TILE, i, &s, &first))
-                continue;
-            const int64_t end = min_i64(first + TILE, cu[s + 1] - cu[s]);
-            for (int64_t t = first; t < end; t++)
-                for (int32_t h = 0; h < n_heads; h++)
-                    dtype_store_row(tensor_at(&to, s, cu[s], t, h), to.dtype, tensor_at(&from, s, cu[s], t, h), d);
-        }
+    for (int64_t i = 0; i < n_tiles(total, n_seqs, TILE); i++) {
+        int32_t s;
+        int64_t first;
+        if (!tile_at(cu, n_seqs, TILE, i, &s, &first))
+            continue;
+        const int64_t end = min_i64(first + TILE, cu[s + 1] - cu[s]);
+        for (int64_t t = first; t < end; t++)
+            for (int32_t h = 0; h < n_heads; h++)
+                dtype_store_row(tensor_at(&to, s, cu[s], t, h), to.dtype, tensor_at(&from, s, cu[s], t, h), d);
+    }
+}
+
+/* A gradient of queries, or of keys or values. */
+static void round_sink(const grad_sink *sink, const nsa_tensor *out, const backward_problem *p, bool query, int32_t d,
+                       arena *ws)
+{
+    const nsa_batch *b = p->batch;
+    const int32_t *cu = query ? b->cu_seqlens_q : b->cu_seqlens_k;
+    const int64_t total = query ? b->total_q : b->total_k;
+    const int32_t max = query ? b->max_seqlen_q : b->max_seqlen_k;
+    const int32_t n_heads = query ? p->cfg->n_heads_q : p->cfg->n_heads_kv;
+    for (int i = 0; i < NSA_N_BRANCHES; i++) {
+        if (!sink->rounded[i] || ws->status != NSA_OK)
+            continue;
+        if (p->ctx->cuda)
+            cuda_copy(sink->to[i], out[i], cu, b->n_seqs, total, max, n_heads, d, ws);
+        else
+            round_rows(sink->to[i], out[i], p->ctx, cu, b->n_seqs, total, n_heads, d);
     }
 }
 
@@ -230,7 +246,7 @@ static void backward_op(const void *problem, arena *ws)
     if (!own_cmp) {
         /* Between cmp_attn and phi nothing is rounded. */
         const nsa_dtype dtype = lse_dtype(f->q[0].dtype);
-        const int64_t n_rows = extent_cmp(cfg, batch, 1).total;
+        const int64_t n_rows = extent_cmp(p->ctx, cfg, batch, 1).total;
         const nsa_tensor none = {.data = NULL};
         dk_cmp = tensor_or_scratch(&none, ws, n_rows, dtype, cfg->n_heads_kv, cfg->d_qk);
         dv_cmp = tensor_or_scratch(&none, ws, n_rows, dtype, cfg->n_heads_kv, cfg->d_v);
@@ -246,9 +262,9 @@ static void backward_op(const void *problem, arena *ws)
 
     if (arena_counts(ws))
         return;
-    round_sink(&dq, args->dq, p->ctx, batch->cu_seqlens_q, batch->n_seqs, batch->total_q, cfg->n_heads_q, cfg->d_qk);
-    round_sink(&dk, args->dk, p->ctx, batch->cu_seqlens_k, batch->n_seqs, batch->total_k, cfg->n_heads_kv, cfg->d_qk);
-    round_sink(&dv, args->dv, p->ctx, batch->cu_seqlens_k, batch->n_seqs, batch->total_k, cfg->n_heads_kv, cfg->d_v);
+    round_sink(&dq, args->dq, p, true, cfg->d_qk, ws);
+    round_sink(&dk, args->dk, p, false, cfg->d_qk, ws);
+    round_sink(&dv, args->dv, p, false, cfg->d_v, ws);
 }
 
 nsa_status nsa_backward_workspace(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch,
@@ -262,8 +278,7 @@ nsa_status nsa_backward_workspace(const nsa_ctx *ctx, const nsa_config *cfg, con
 nsa_status nsa_backward(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch,
                         const nsa_backward_args *args, void *workspace, size_t workspace_bytes, nsa_stream stream)
 {
-    (void)stream;
     NSA_TRY(check_backward(ctx, cfg, batch, args));
     const backward_problem p = {ctx, cfg, batch, args};
-    return op_run(backward_op, &p, workspace, workspace_bytes);
+    return op_run(ctx, backward_op, &p, workspace, workspace_bytes, stream);
 }

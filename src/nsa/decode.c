@@ -351,7 +351,7 @@ static nsa_status cache_run(const nsa_ctx *ctx, const nsa_config *cfg, const nsa
 {
     cache_problem p;
     NSA_TRY(make_problem(ctx, cfg, cache, args, &p));
-    return op_run(cache_op, &p, workspace, workspace_bytes);
+    return op_run(ctx, cache_op, &p, workspace, workspace_bytes, NULL);
 }
 
 nsa_status nsa_prefill_workspace(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache,

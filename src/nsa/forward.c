@@ -22,17 +22,18 @@ field_name field(const char *prefix, const char *name, int branch)
     return n;
 }
 
-nsa_status check_forward_inputs(const char *prefix, const nsa_config *cfg, const nsa_batch *batch,
+nsa_status check_forward_inputs(const char *prefix, const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch,
                                 const nsa_forward_args *args)
 {
     const extent q = extent_q(cfg, batch, cfg->d_qk);
     const extent k = extent_k(cfg, batch, cfg->d_qk), v = extent_k(cfg, batch, cfg->d_v);
-    const extent k_cmp = extent_cmp(cfg, batch, cfg->d_qk), v_cmp = extent_cmp(cfg, batch, cfg->d_v);
+    const extent k_cmp = extent_cmp(ctx, cfg, batch, cfg->d_qk), v_cmp = extent_cmp(ctx, cfg, batch, cfg->d_v);
     const extent gate = extent_q(cfg, batch, NSA_N_BRANCHES), slc_idx = extent_slc_idx(cfg, batch);
     const nsa_dtype dtype = args->q[0].dtype;
     const bool own_cmp = args->phi_k == NULL;
 
     NSA_TRY(check_input(field(prefix, "q", 0).text, &args->q[0], q, -1));
+    NSA_TRY(check_ctx_dtype(ctx, field(prefix, "q", 0).text, dtype));
     for (int b = 1; b < NSA_N_BRANCHES; b++)
         NSA_TRY(check_input(field(prefix, "q", b).text, &args->q[b], q, (int)dtype));
     for (int b = own_cmp ? NSA_SLC : NSA_CMP; b < NSA_N_BRANCHES; b++) {
@@ -65,9 +66,9 @@ static nsa_status check_forward(const nsa_ctx *ctx, const nsa_config *cfg, const
 {
     NSA_TRY(check_ctx(ctx));
     NSA_TRY(check_config(cfg));
-    NSA_TRY(check_batch(batch));
+    NSA_TRY(check_batch(ctx, batch));
     NSA_REQUIRE(args != NULL, "args is NULL");
-    NSA_TRY(check_forward_inputs("args.", cfg, batch, args));
+    NSA_TRY(check_forward_inputs("args.", ctx, cfg, batch, args));
 
     const extent o = extent_q(cfg, batch, cfg->d_v), lse = extent_q(cfg, batch, 1);
     const nsa_dtype dtype = args->q[0].dtype;
@@ -77,8 +78,8 @@ static nsa_status check_forward(const nsa_ctx *ctx, const nsa_config *cfg, const
         NSA_TRY(check_optional(field("args.", "lse", b).text, &args->lse[b], lse, lse_dtype(dtype)));
     }
     if (args->phi_k != NULL) {
-        NSA_TRY(check_optional("args.k_cmp", &args->k_cmp, extent_cmp(cfg, batch, cfg->d_qk), dtype));
-        NSA_TRY(check_optional("args.v_cmp", &args->v_cmp, extent_cmp(cfg, batch, cfg->d_v), dtype));
+        NSA_TRY(check_optional("args.k_cmp", &args->k_cmp, extent_cmp(ctx, cfg, batch, cfg->d_qk), dtype));
+        NSA_TRY(check_optional("args.v_cmp", &args->v_cmp, extent_cmp(ctx, cfg, batch, cfg->d_v), dtype));
     }
     if (!args->slc_idx_given)
         NSA_TRY(check_optional("args.slc_idx", &args->slc_idx, extent_slc_idx(cfg, batch), NSA_I32));
@@ -123,7 +124,7 @@ static void forward_op(const void *problem, arena *ws)
     const nsa_dtype dtype = args->q[0].dtype;
     const int32_t *cu_k = f->batch->cu_seqlens_k;
 
-    const int64_t n_rows = extent_cmp(cfg, f->batch, 1).total;
+    const int64_t n_rows = extent_cmp(f->ctx, cfg, f->batch, 1).total;
     const nsa_tensor k_cmp = tensor_or_scratch(&args->k_cmp, ws, n_rows, dtype, cfg->n_heads_kv, cfg->d_qk);
     const nsa_tensor v_cmp = tensor_or_scratch(&args->v_cmp, ws, n_rows, dtype, cfg->n_heads_kv, cfg->d_v);
     if (args->phi_k != NULL) {
@@ -163,8 +164,7 @@ nsa_status nsa_forward_workspace(const nsa_ctx *ctx, const nsa_config *cfg, cons
 nsa_status nsa_forward(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch, const nsa_forward_args *args,
                        void *workspace, size_t workspace_bytes, nsa_stream stream)
 {
-    (void)stream;
     NSA_TRY(check_forward(ctx, cfg, batch, args));
     const forward_problem f = {ctx, cfg, batch, args};
-    return op_run(forward_op, &f, workspace, workspace_bytes);
+    return op_run(ctx, forward_op, &f, workspace, workspace_bytes, stream);
 }

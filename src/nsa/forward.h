@@ -5,7 +5,7 @@
 #include "core/check.h"
 
 /* The inputs of nsa_forward; prefix is "args." or, inside the arguments of backward, "args.fwd.". */
-nsa_status check_forward_inputs(const char *prefix, const nsa_config *cfg, const nsa_batch *batch,
+nsa_status check_forward_inputs(const char *prefix, const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch,
                                 const nsa_forward_args *args);
 
 /* ("args.", "q", 1) -> "args.q[1]"; branch -1: "args.q" */

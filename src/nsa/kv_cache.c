@@ -38,9 +38,19 @@ cache_layout cache_layout_of(const nsa_config *cfg, const nsa_cache *cache)
     return l;
 }
 
-nsa_status check_cache(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache)
+/* The cache lives on the CPU so far. */
+static nsa_status check_cache_ctx(const nsa_ctx *ctx)
 {
     NSA_TRY(check_ctx(ctx));
+    if (ctx->cuda)
+        return nsa_fail(NSA_ERR_UNSUPPORTED,
+                        "ctx is for CUDA: the KV cache, nsa_prefill and nsa_decode are on the CPU only");
+    return NSA_OK;
+}
+
+nsa_status check_cache(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache)
+{
+    NSA_TRY(check_cache_ctx(ctx));
     NSA_TRY(check_config(cfg));
     NSA_REQUIRE(cache != NULL, "cache is NULL");
     NSA_REQUIRE(cache->page_size >= 1 && cache->page_size % cfg->slc_block == 0 &&
@@ -108,7 +118,7 @@ nsa_status nsa_cache_reset(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_
 
 nsa_status nsa_cache_length(const nsa_ctx *ctx, const void *state, int64_t *n_tokens)
 {
-    NSA_TRY(check_ctx(ctx));
+    NSA_TRY(check_cache_ctx(ctx));
     NSA_TRY(check_state("state", state));
     NSA_REQUIRE(n_tokens != NULL, "n_tokens is NULL");
     *n_tokens = ((const cache_header *)state)->length;

@@ -28,7 +28,8 @@ void pipeline_run(const pipeline *p, arena *ws)
     gate_problem g = {.ctx = p->ctx, .cfg = cfg, .seqs = p->seqs, .gate = p->gate, .o = p->o};
     attn_problem a[NSA_N_BRANCHES];
     for (int b = 0; b < NSA_N_BRANCHES; b++) {
-        a[b] = (attn_problem){.ctx = p->ctx, .cfg = cfg, .seqs = p->seqs, .q = p->q[b], .k = p->k[b], .v = p->v[b]};
+        a[b] = (attn_problem){
+            .ctx = p->ctx, .cfg = cfg, .seqs = p->seqs, .q = p->q[b], .k = p->k[b], .v = p->v[b], .branch = b};
         a[b].o = tensor_or_scratch(&p->o_branch[b], ws, n, p->dtype, cfg->n_heads_q, cfg->d_v);
         a[b].lse = tensor_or_scratch(&p->lse[b], ws, n, lse_dtype(p->dtype), cfg->n_heads_q, 1);
         g.o_branch[b] = a[b].o;

@@ -1,4 +1,5 @@
 /* What nsa bench measures with: oneDNN's attention against plain loops, the count of work, the repetitions. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 #include "bench/onednn_attn.h"

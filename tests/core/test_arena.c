@@ -1,4 +1,5 @@
 /* The workspace: at any address, of any size, an operation gets what it counted and no byte more. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 typedef struct two_steps {
@@ -31,6 +32,8 @@ static void steps_op(const void *problem, arena *ws)
         ((two_steps *)(uintptr_t)problem)->runs++;
 }
 
+static const nsa_ctx ctx = {.n_threads = 1};
+
 static void test_any_address(void **state)
 {
     (void)state;
@@ -43,9 +46,9 @@ static void test_any_address(void **state)
             assert_int_equal(op_workspace(steps_op, &x, &bytes), NSA_OK);
             unsigned char *memory = guarded(4096, FLUSH_LEFT); /* 64-byte aligned, 0xff */
             assert_true(offset + bytes < 4096);
-            assert_int_equal(op_run(steps_op, &x, memory + offset, bytes - 1), NSA_ERR_WORKSPACE);
+            assert_int_equal(op_run(&ctx, steps_op, &x, memory + offset, bytes - 1, NULL), NSA_ERR_WORKSPACE);
             assert_int_equal(x.runs, 0);
-            assert_int_equal(op_run(steps_op, &x, memory + offset, bytes), NSA_OK);
+            assert_int_equal(op_run(&ctx, steps_op, &x, memory + offset, bytes, NULL), NSA_OK);
             assert_int_equal(x.runs, 1);
             for (size_t at = 0; at < 4096; at++)
                 if ((at < offset || at >= offset + bytes) && memory[at] != 0xff)
@@ -60,7 +63,7 @@ static void test_none_needed(void **state)
     size_t bytes = 1;
     assert_int_equal(op_workspace(steps_op, &x, &bytes), NSA_OK);
     assert_int_equal(bytes, 0);
-    assert_int_equal(op_run(steps_op, &x, NULL, 0), NSA_OK);
+    assert_int_equal(op_run(&ctx, steps_op, &x, NULL, 0, NULL), NSA_OK);
     assert_int_equal(x.runs, 1);
 }
 

@@ -1,4 +1,5 @@
 /* Conversions between float types: every 16-bit value, and what lies between two of them. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 #include <math.h>

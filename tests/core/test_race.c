@@ -1,5 +1,6 @@
 /* Built for the thread sanitizer only: it reports a race between OpenMP's threads, and none where a barrier orders
  * them. A set-up that sees no race, or sees them everywhere, fails here before it says anything about the library. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 #include <fcntl.h>

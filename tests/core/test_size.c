@@ -1,4 +1,5 @@
 /* Sizes that do not fit stay what they are, and no workspace is counted too small. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 #include "core/size.h"
@@ -65,6 +66,8 @@ static void negative(const void *problem, arena *ws)
     arena_take(ws, 1, 1);
 }
 
+static const nsa_ctx ctx = {.n_threads = 1};
+
 static void test_workspace_too_large(void **state)
 {
     (void)state;
@@ -74,7 +77,7 @@ static void test_workspace_too_large(void **state)
         char workspace[1];
         assert_int_equal(op_workspace(ops[i], NULL, &bytes), NSA_ERR_INVALID_ARGUMENT);
         assert_non_null(strstr(nsa_last_error(), "too large"));
-        assert_int_equal(op_run(ops[i], NULL, workspace, SIZE_MAX), NSA_ERR_INVALID_ARGUMENT);
+        assert_int_equal(op_run(&ctx, ops[i], NULL, workspace, SIZE_MAX, NULL), NSA_ERR_INVALID_ARGUMENT);
     }
 }
 

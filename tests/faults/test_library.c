@@ -4,6 +4,7 @@
  * The linker sends the allocations of the objects of this program, the library's among them, through the __wrap_
  * functions below (--wrap, in CMakeLists.txt). Those that OpenMP makes for its threads are not seen.
  */
+#include "testlib/unit.h"
 #include "testlib/bad_args.h"
 
 #include <stdatomic.h>

@@ -311,7 +311,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     testlib_reset();
     nowhere = guarded(0, FLUSH_RIGHT); /* nothing of it may be touched */
     problem p = {.in = &in, .dtype = (nsa_dtype)fuzz_hostile(&in, NSA_F32, NSA_F64)};
-    const nsa_ctx_options options = {sizeof options, NSA_DEVICE_CPU, fuzz_hostile(&in, 0, 4), fuzz_range(&in, 0, 1)};
+    const nsa_ctx_options options = {sizeof options, NSA_DEVICE_CPU, fuzz_hostile(&in, 0, 4), fuzz_range(&in, 0, 1), 0};
     if (nsa_ctx_create(&p.ctx, &options) != NSA_OK)
         return 0;
     const int32_t which = fuzz_range(&in, 0, 4);

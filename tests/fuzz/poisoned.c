@@ -1,5 +1,6 @@
 /* testlib's guarded memory, faster and exact at both ends: pieces of one arena, all else of which is poisoned for the
  * address sanitizer. Linked in the place of testlib/guarded.c where that sanitizer is there. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 #include <sanitizer/asan_interface.h>

@@ -1,5 +1,6 @@
 /* Checkpoints: a resumed run is the uninterrupted one bit for bit, and a kill or damage never costs the last good one.
  */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 #include "lm/checkpoint.h"

@@ -1,4 +1,5 @@
 /* Text: what is read, what is held out, and that a training sequence depends on seed, step and row alone. Needles. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 #include "lm/corpus.h"

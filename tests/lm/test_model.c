@@ -1,4 +1,5 @@
 /* The model: its gradient against differences, its independence of threads, training, and generation over the cache. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 #include "lm/error.h"

@@ -1,4 +1,5 @@
 /* AdamW against its formula in double, clipping, and the learning rate's course. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 #include "lm/optim.h"

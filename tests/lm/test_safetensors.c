@@ -1,4 +1,5 @@
 /* safetensors: what is written comes back, and every way to tamper with a file is refused by its name. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 #include "lm/error.h"

@@ -1,4 +1,5 @@
 /* Models, runs and sessions of the largest sizes that the settings allow are refused for want of memory, in words. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 #include "lm/arena.h"

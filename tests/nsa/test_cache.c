@@ -1,5 +1,6 @@
 /* Generation over the KV cache: chunks of any size, several sequences at once, drops and pages in any order give, row
  * for row and bit for bit, what one nsa_forward over the whole gives. Memory that was never written is NaN. */
+#include "testlib/unit.h"
 #include "testlib/generation.h"
 
 enum { MAX_SEQS = GENERATION_MAX_SEQS, PAGE = 32, MAX_DRAFT = 5, SPARE_PAGES = 6, MAX_CHUNK = 40 };

@@ -1,6 +1,7 @@
 /* One context serves any number of threads at once: what overlapping calls give has the bits of calls one after the
  * other, and nsa_last_error is each thread's own. The threads share the inputs and a pool of pages; outputs,
  * workspaces, states and pages are each thread's. */
+#include "testlib/unit.h"
 #include "testlib/nsa_case.h"
 
 #include <pthread.h>

@@ -1,4 +1,5 @@
 /* Bad input to every function that takes a batch, and to the small ones; the cache's are in test_errors_cache.c. */
+#include "testlib/unit.h"
 #include "testlib/bad_args.h"
 
 #include <stdlib.h>
@@ -365,10 +366,14 @@ static void test_context(void **state)
         nsa_status status;
         const char *words;
     } cases[] = {
-        {{0, NSA_DEVICE_CPU, 0, 0}, NSA_ERR_INVALID_ARGUMENT, "options.struct_size"},
-        {{sizeof(nsa_ctx_options), (nsa_device)7, 0, 0}, NSA_ERR_NO_DEVICE, "options.device"},
-        {{sizeof(nsa_ctx_options), NSA_DEVICE_CPU, -1, 0}, NSA_ERR_INVALID_ARGUMENT, "options.n_threads"},
-        {{sizeof(nsa_ctx_options), NSA_DEVICE_CPU, INT32_MAX, 0}, NSA_ERR_INVALID_ARGUMENT, "options.n_threads"},
+        {{0, NSA_DEVICE_CPU, 0, 0, 0}, NSA_ERR_INVALID_ARGUMENT, "options.struct_size"},
+        {{sizeof(nsa_ctx_options), (nsa_device)7, 0, 0, 0}, NSA_ERR_NO_DEVICE, "options.device"},
+        {{sizeof(nsa_ctx_options), NSA_DEVICE_CPU, -1, 0, 0}, NSA_ERR_INVALID_ARGUMENT, "options.n_threads"},
+        {{sizeof(nsa_ctx_options), NSA_DEVICE_CPU, INT32_MAX, 0, 0}, NSA_ERR_INVALID_ARGUMENT, "options.n_threads"},
+        {{sizeof(nsa_ctx_options), NSA_DEVICE_CPU, 0, 0, 1}, NSA_ERR_INVALID_ARGUMENT, "options.device_index"},
+        {{sizeof(nsa_ctx_options), NSA_DEVICE_CUDA, 1, 0, 0}, NSA_ERR_INVALID_ARGUMENT, "options.n_threads"},
+        {{sizeof(nsa_ctx_options), NSA_DEVICE_CUDA, 0, 0, -1}, NSA_ERR_INVALID_ARGUMENT, "options.device_index"},
+        {{sizeof(nsa_ctx_options), NSA_DEVICE_CUDA, 0, 1, 0}, NSA_ERR_UNSUPPORTED, "options.reference"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         nsa_ctx *ctx = (nsa_ctx *)state;
@@ -391,11 +396,34 @@ static void test_context(void **state)
     nsa_ctx_destroy(ctx);
     assert_int_equal(unsetenv("NSA_DISABLE_CPU"), 0);
 
-    const nsa_ctx_options reference = {sizeof reference, NSA_DEVICE_CPU, 3, 1};
+    const nsa_ctx_options reference = {sizeof reference, NSA_DEVICE_CPU, 3, 1, 0};
     assert_int_equal(nsa_ctx_create(&ctx, &reference), NSA_OK);
     assert_string_equal(nsa_ctx_isa(ctx), "ref");
     assert_int_equal(nsa_ctx_threads(ctx), 3);
     nsa_ctx_destroy(ctx);
+}
+
+/* Whatever is missing, the message says it; a machine that lacks nothing has a context. */
+static void test_cuda_context(void **state)
+{
+    (void)state;
+    static const char *const missing[] = {"for the CPU only", "no CUDA driver", "driver is for CUDA", "no CUDA device",
+                                          "compute capability"};
+    const nsa_ctx_options options = {.struct_size = sizeof options, .device = NSA_DEVICE_CUDA};
+    nsa_ctx *ctx = NULL;
+    const nsa_status status = nsa_ctx_create(&ctx, &options);
+    if (status == NSA_OK) {
+        assert_int_equal(strncmp(nsa_ctx_isa(ctx), "sm_", 3), 0);
+        assert_int_equal(nsa_ctx_threads(ctx), 1);
+        nsa_ctx_destroy(ctx);
+        return;
+    }
+    assert_int_equal(status, NSA_ERR_NO_DEVICE);
+    assert_null(ctx);
+    bool said = false;
+    for (size_t i = 0; i < sizeof missing / sizeof *missing; i++)
+        said |= strstr(nsa_last_error(), missing[i]) != NULL;
+    assert_true(said);
 }
 
 static void test_null_is_harmless(void **state)
@@ -437,11 +465,17 @@ static void test_no_error_yet(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_no_error_yet), cmocka_unit_test(test_config_and_batch),
-        cmocka_unit_test(test_workspace),    cmocka_unit_test(test_ops),
-        cmocka_unit_test(test_whole),        cmocka_unit_test(test_distinct_outputs),
-        cmocka_unit_test(test_context),      cmocka_unit_test(test_null_is_harmless),
-        cmocka_unit_test(test_n_cmp),        cmocka_unit_test(test_status_strings),
+        cmocka_unit_test(test_no_error_yet),
+        cmocka_unit_test(test_config_and_batch),
+        cmocka_unit_test(test_workspace),
+        cmocka_unit_test(test_ops),
+        cmocka_unit_test(test_whole),
+        cmocka_unit_test(test_distinct_outputs),
+        cmocka_unit_test(test_context),
+        cmocka_unit_test(test_cuda_context),
+        cmocka_unit_test(test_null_is_harmless),
+        cmocka_unit_test(test_n_cmp),
+        cmocka_unit_test(test_status_strings),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

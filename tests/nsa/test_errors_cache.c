@@ -1,5 +1,6 @@
 /* Bad input to the functions of the cache: see test_errors.c. */
 #include "nsa/kv_cache.h"
+#include "testlib/unit.h"
 #include "testlib/bad_args.h"
 
 static nsa_status size_prefill(world *w)

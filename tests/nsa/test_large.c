@@ -1,5 +1,6 @@
 /* Large shapes: a sequence of 2^20 tokens, and keys up to the last number that a token can have. Offsets past 32 bits
  * of tensors, pages and rings are tested with each operation's layouts and with the cache. */
+#include "testlib/unit.h"
 #include "testlib/generation.h"
 
 #include <math.h>

@@ -1,4 +1,5 @@
 /* Pages of a KV cache are the caller's: they may move, and sequences that start alike may share the full ones. */
+#include "testlib/unit.h"
 #include "testlib/generation.h"
 
 enum { MAX_SEQS = GENERATION_MAX_SEQS, PAGE = 32, SPARE_PAGES = 3, ALIKE = 2 * PAGE };

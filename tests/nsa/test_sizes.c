@@ -1,4 +1,5 @@
 /* The largest problems that the configuration allows: sizes are counted right or refused, and nothing is touched. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 enum { MAX_SIZE = 65536, TOPK = 128, HIDDEN = 512, DUMMIES = 64 };
@@ -98,7 +99,7 @@ static void test_largest_problem(void **state)
     static const nsa_dtype dtypes[] = {NSA_F32, NSA_BF16, NSA_F64};
     static giant g;
     nsa_ctx *ctx = NULL;
-    assert_int_equal(nsa_ctx_create(&ctx, &(nsa_ctx_options){sizeof(nsa_ctx_options), NSA_DEVICE_CPU, 1024, 0}),
+    assert_int_equal(nsa_ctx_create(&ctx, &(nsa_ctx_options){sizeof(nsa_ctx_options), NSA_DEVICE_CPU, 1024, 0, 0}),
                      NSA_OK);
     for (int kind = NSA_PHI_MEAN; kind <= NSA_PHI_MLP; kind++)
         for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++) {

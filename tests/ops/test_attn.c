@@ -67,9 +67,10 @@ static void each_impl(const attn_case *c, const scenario *sc, int32_t n_threads,
     const int n_contexts = test_contexts(contexts, n_threads);
     for (int x = 0; x < n_contexts; x++)
         for (const attn_impl *impl = c->op->impls; impl->name != NULL; impl++) {
-            if (x > 0 && impl == attn_oracle(c->op)) /* the same on every instruction set */
+            if (!attn_takes(c, &contexts[x], impl) ||
+                (x > 0 && impl == attn_oracle(c->op))) /* the same on every instruction set */
                 continue;
-            test_note("%s %s, %s, %d threads, %s", c->op->name, impl->name, contexts[x].simd->name,
+            test_note("%s %s, %s, %d threads, %s", c->op->name, impl->name, nsa_ctx_isa(&contexts[x]),
                       contexts[x].n_threads, case_name);
             test(c, sc, &contexts[x], impl, expected);
         }
@@ -243,7 +244,7 @@ static void test_same_bits_in_every_layout(void **state)
     static const seq_lengths lengths[] = {{13, 13}, {0, 5}, {29, 29}, {3, 37}, {6, 2}};
     rng r = rng_new();
     for (int i = 0; i < 2; i++)
-        for (int as = LAYOUT_THD; as < N_LAYOUTS_WITH_FAR; as++) {
+        for (int as = LAYOUT_THD; as < n_test_layouts(); as++) {
             testlib_reset();
             snprintf(case_name, sizeof case_name, "case %d in layout %d", i, as);
             scenario sc = base[i];
@@ -375,23 +376,19 @@ static void test_duplicates_stay_in_bounds(void **state)
     }
 }
 
-#define TESTS_OF(op)                                                                                                   \
-    {#op "_attn against the oracle", test_against_oracle, NULL, NULL, (void *)&attn_ops[op]},                          \
-        {#op "_attn adds to gradients", test_adds_to_gradients, NULL, NULL, (void *)&attn_ops[op]},                    \
-        {#op "_attn same bits for any threads", test_same_bits_for_any_threads, NULL, NULL, (void *)&attn_ops[op]},    \
-        {#op "_attn same bits in every layout", test_same_bits_in_every_layout, NULL, NULL, (void *)&attn_ops[op]},    \
+#define TESTS_OF(op, branch)                                                                                           \
+    {op " against the oracle", test_against_oracle, &attn_ops[branch]},                                                \
+        {op " adds to gradients", test_adds_to_gradients, &attn_ops[branch]},                                          \
+        {op " same bits for any threads", test_same_bits_for_any_threads, &attn_ops[branch]},                          \
+        {op " same bits in every layout", test_same_bits_in_every_layout, &attn_ops[branch]},                          \
     {                                                                                                                  \
-#op "_attn NaN outside the set", test_nan_outside_the_set, NULL, NULL, (void *)&attn_ops[op]                   \
+        op " NaN outside the set", test_nan_outside_the_set, &attn_ops[branch]                                         \
     }
 
-int main(void)
-{
-    enum { cmp = NSA_CMP, slc = NSA_SLC, win = NSA_WIN };
-    const struct CMUnitTest tests[] = {
-        TESTS_OF(cmp),
-        TESTS_OF(slc),
-        TESTS_OF(win),
-        cmocka_unit_test(test_duplicates_stay_in_bounds),
-    };
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+const test_case test_cases[] = {
+    TESTS_OF("cmp_attn", NSA_CMP),
+    TESTS_OF("slc_attn", NSA_SLC),
+    TESTS_OF("win_attn", NSA_WIN),
+    TEST(test_duplicates_stay_in_bounds),
+    {NULL, NULL, NULL},
+};

@@ -1,4 +1,5 @@
 /* The oracles of attention against things simpler than they: dense attention, finite differences, arithmetic. */
+#include "testlib/unit.h"
 #include "testlib/attn_case.h"
 
 #include <math.h>

@@ -21,7 +21,7 @@ import numpy as np
 
 CMP, SLC, WIN = 0, 1, 2
 N_BRANCHES = 3
-STATUS = ("OK", "INVALID_ARGUMENT", "UNSUPPORTED", "WORKSPACE", "OUT_OF_MEMORY", "NO_DEVICE")
+STATUS = ("OK", "INVALID_ARGUMENT", "UNSUPPORTED", "WORKSPACE", "OUT_OF_MEMORY", "NO_DEVICE", "DEVICE")
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 2, np.dtype(np.float64): 3,
           np.dtype(np.int32): 4}
 PHI_KINDS = ("mean", "linear", "gated_token", "gated_channel", "mlp")
@@ -46,7 +46,8 @@ def from_bf16(h):
 
 
 class nsa_ctx_options(Structure):
-    _fields_ = [("struct_size", c_uint32), ("device", c_int), ("n_threads", c_int32), ("reference", c_int32)]
+    _fields_ = [("struct_size", c_uint32), ("device", c_int), ("n_threads", c_int32), ("reference", c_int32),
+                ("device_index", c_int32)]
 
 
 class nsa_config(Structure):
@@ -251,7 +252,7 @@ def pointer(phi):
 class Context:
     def __init__(self, n_threads=0, reference=False):
         self.handle = c_void_p()
-        options = nsa_ctx_options(ctypes.sizeof(nsa_ctx_options), 0, n_threads, reference)
+        options = nsa_ctx_options(ctypes.sizeof(nsa_ctx_options), 0, n_threads, reference, 0)
         check(lib.nsa_ctx_create(byref(self.handle), byref(options)))
 
     def __del__(self):

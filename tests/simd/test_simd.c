@@ -1,4 +1,5 @@
 /* Every row of simd_table that this CPU runs against plain loops in double. */
+#include "testlib/unit.h"
 #include "testlib/testlib.h"
 
 #include <math.h>

@@ -179,12 +179,18 @@ static attn_problem problem_of(const attn_case *c, const nsa_ctx *ctx, ref_round
     };
 }
 
+bool attn_takes(const attn_case *c, const nsa_ctx *ctx, const attn_impl *impl)
+{
+    const attn_problem p = problem_of(c, ctx, REF_EXACT);
+    return impl->supports(&p);
+}
+
 void attn_run_forward(const attn_case *c, const nsa_ctx *ctx, op_fn *op, ref_rounding rounding, const attn_out *out)
 {
     attn_problem p = problem_of(c, ctx, rounding);
     p.o = out->o.t;
     p.lse = out->lse.t;
-    run_op(op, &p);
+    run_op(ctx, op, &p, sizeof p);
 }
 
 void attn_run_backward(const attn_case *c, const nsa_ctx *ctx, op_fn *op, ref_rounding rounding,
@@ -195,7 +201,7 @@ void attn_run_backward(const attn_case *c, const nsa_ctx *ctx, op_fn *op, ref_ro
     p.dk = grads->dk.t;
     p.dv = grads->dv.t;
     p.add_dq = p.add_dk = p.add_dv = add;
-    run_op(op, &p);
+    run_op(ctx, op, &p, sizeof p);
 }
 
 ref_rounding attn_fair_rounding(nsa_dtype dtype)

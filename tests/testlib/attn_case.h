@@ -55,6 +55,8 @@ typedef struct attn_grads {
 attn_out attn_out_new(const attn_case *c, nsa_dtype dtype, layout as);
 attn_grads attn_grads_new(const attn_case *c, nsa_dtype dtype, layout as);
 
+bool attn_takes(const attn_case *c, const nsa_ctx *ctx, const attn_impl *impl); /* the case, on ctx */
+
 void attn_run_forward(const attn_case *c, const nsa_ctx *ctx, op_fn *op, ref_rounding rounding, const attn_out *out);
 /* add: to what is in grads. */
 void attn_run_backward(const attn_case *c, const nsa_ctx *ctx, op_fn *op, ref_rounding rounding,

@@ -1,3 +1,4 @@
+#include "testlib/unit.h"
 #include "testlib/bad_args.h"
 
 #include <math.h>

@@ -75,7 +75,7 @@ test_tensor compress_run_forward(const compress_case *c, const nsa_ctx *ctx, con
     const test_tensor y = tensor_new(&c->cfg, &c->batch, SIDE_CMP, c->shape.n_heads, c->shape.d, dtype, c->shape.out);
     compress_problem p = compress_problem_of(c, ctx, rounding);
     p.y = y.t;
-    run_op(impl->forward, &p);
+    run_op(ctx, impl->forward, &p, sizeof p);
     return y;
 }
 
@@ -89,7 +89,7 @@ void compress_run_backward(const compress_case *c, const nsa_ctx *ctx, const com
     p.dx = g->dx.t;
     p.add_dx = start != NULL;
     p.dphi = g->dphi.phi;
-    run_op(impl->backward, &p);
+    run_op(ctx, impl->backward, &p, sizeof p);
 }
 
 const compress_impl *compress_oracle(void)

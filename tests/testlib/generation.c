@@ -1,3 +1,4 @@
+#include "testlib/unit.h"
 #include "testlib/generation.h"
 
 /* Pages of the pool, each once, in any order. */

@@ -22,16 +22,16 @@ static mapping *map(size_t bytes)
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     const size_t inner = (bytes + page - 1) / page * page;
     mapping *m = malloc(sizeof *m);
-    assert_non_null(m);
+    require(m != NULL);
     *m = (mapping){.next = pool, .bytes = inner + 2 * page};
     void *base = mmap(NULL, m->bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    assert_true(base != MAP_FAILED);
+    require(base != MAP_FAILED);
     m->base = base;
     m->first = m->base + page;
     m->end = m->first + inner;
     pool = m;
     if (inner > 0)
-        assert_int_equal(mprotect(m->first, inner, PROT_READ | PROT_WRITE), 0);
+        require(mprotect(m->first, inner, PROT_READ | PROT_WRITE) == 0);
     if (is_sparse(bytes))
         madvise(m->first, inner, MADV_NOHUGEPAGE); /* a page for what is touched, not 2 MiB */
     else
@@ -75,6 +75,12 @@ void assert_slack_intact(void)
         if (!is_poison(m->data_end, m->end))
             test_fail("written past the end of a buffer of %zu bytes", bytes);
     }
+}
+
+void each_buffer(void (*visit)(void *to, char *first, size_t bytes), void *to)
+{
+    for (const mapping *m = pool; m != NULL; m = m->next)
+        visit(to, m->first, (size_t)(m->end - m->first));
 }
 
 void testlib_reset(void)

@@ -138,21 +138,34 @@ void nsa_case_as(nsa_case *c, const nsa_case *from, layout as)
 int nsa_contexts(nsa_ctx contexts[MAX_CONTEXTS], int32_t n_threads)
 {
     const int n = test_contexts(contexts, n_threads);
+    if (contexts[0].cuda)
+        return n;
     contexts[n] = (nsa_ctx){.n_threads = n_threads, .reference = true, .simd = contexts[0].simd};
     return n + 1;
 }
 
-void assert_ok(nsa_status status)
+static const nsa_phi *phi_on_device(const nsa_ctx *ctx, const nsa_phi *phi, nsa_phi *there)
 {
-    if (status != NSA_OK)
-        test_fail("%s: %s", nsa_status_string(status), nsa_last_error());
+    if (phi == NULL)
+        return NULL;
+    *there = *phi;
+    args_on_device(ctx, there, sizeof *there);
+    return there;
 }
 
 void run_forward(const nsa_ctx *ctx, const nsa_case *c, const nsa_forward_args *args)
 {
     size_t bytes = 0;
     assert_ok(nsa_forward_workspace(ctx, &c->cfg, &c->batch, args, &bytes));
-    assert_ok(nsa_forward(ctx, &c->cfg, &c->batch, args, workspace(bytes), bytes, NULL));
+    void *ws = begin_call(ctx, bytes);
+    nsa_batch batch = c->batch;
+    nsa_forward_args there = *args;
+    nsa_phi phi_k, phi_v;
+    args_on_device(ctx, &batch, sizeof batch);
+    args_on_device(ctx, &there, sizeof there);
+    there.phi_k = phi_on_device(ctx, args->phi_k, &phi_k), there.phi_v = phi_on_device(ctx, args->phi_v, &phi_v);
+    assert_ok(nsa_forward(ctx, &c->cfg, &batch, &there, ws, bytes, NULL));
+    end_call(ctx);
     assert_slack_intact();
     assert_padding_intact("o", &c->o);
     assert_padding_intact("k_cmp", &c->k_cmp);
@@ -168,7 +181,17 @@ void run_backward(const nsa_ctx *ctx, const nsa_case *c, const nsa_backward_args
 {
     size_t bytes = 0;
     assert_ok(nsa_backward_workspace(ctx, &c->cfg, &c->batch, args, &bytes));
-    assert_ok(nsa_backward(ctx, &c->cfg, &c->batch, args, workspace(bytes), bytes, NULL));
+    void *ws = begin_call(ctx, bytes);
+    nsa_batch batch = c->batch;
+    nsa_backward_args there = *args;
+    nsa_phi phi_k, phi_v, dphi_k, dphi_v;
+    args_on_device(ctx, &batch, sizeof batch);
+    args_on_device(ctx, &there, sizeof there);
+    there.fwd.phi_k = phi_on_device(ctx, args->fwd.phi_k, &phi_k);
+    there.fwd.phi_v = phi_on_device(ctx, args->fwd.phi_v, &phi_v);
+    there.dphi_k = phi_on_device(ctx, args->dphi_k, &dphi_k), there.dphi_v = phi_on_device(ctx, args->dphi_v, &dphi_v);
+    assert_ok(nsa_backward(ctx, &c->cfg, &batch, &there, ws, bytes, NULL));
+    end_call(ctx);
     assert_slack_intact();
     assert_padding_intact("dgate", &c->dgate);
     for (int i = 0; i < NSA_N_BRANCHES; i++) {

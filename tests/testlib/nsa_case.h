@@ -32,15 +32,13 @@ void nsa_case_init(nsa_case *c, const nsa_config *blocks, const nsa_batch *batch
 /* The same inputs, laid out otherwise; outputs of its own, without what `from` has in them. */
 void nsa_case_as(nsa_case *c, const nsa_case *from, layout as);
 
-/* The rows of simd_table and the oracle. */
+/* Those of test_contexts; on the CPU the oracle, too. */
 int nsa_contexts(nsa_ctx contexts[MAX_CONTEXTS], int32_t n_threads);
 
 /* Members of a phi, pe, w1, b1, w2, b2, and how many elements each has for rows of d channels; 0: it is NULL. */
 enum { N_MEMBERS = 5 };
 void **phi_member(nsa_phi *phi, int m);
 int64_t phi_member_size(const nsa_case *c, int32_t d, int m);
-
-void assert_ok(nsa_status status);
 
 /* With a workspace of just the size asked for, full of NaN and guarded. No output is written outside its rows. */
 void run_forward(const nsa_ctx *ctx, const nsa_case *c, const nsa_forward_args *args);

@@ -1,8 +1,7 @@
 #include "testlib/testlib.h"
 
-#include "core/cpu.h"
-
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,8 +26,15 @@ void test_fail(const char *format, ...)
     va_start(args, format);
     vsnprintf(message, sizeof message, format, args);
     va_end(args);
-    fail_msg("[%s, seed %llu] %s", note, (unsigned long long)seed, message);
-    abort(); /* not reached: fail_msg jumps, but does not say so */
+    char whole[1024];
+    snprintf(whole, sizeof whole, "[%s, seed %llu] %s", note, (unsigned long long)seed, message);
+    end_test(whole);
+}
+
+void assert_ok(nsa_status status)
+{
+    if (status != NSA_OK)
+        test_fail("%s: %s", nsa_status_string(status), nsa_last_error());
 }
 
 /* ---- Random numbers */
@@ -80,23 +86,19 @@ void *workspace(size_t bytes)
     return guarded(bytes, turn++ % 2 == 0 ? FLUSH_RIGHT : FLUSH_LEFT);
 }
 
-void run_op(op_fn *op, const void *problem)
+void run_op(const nsa_ctx *ctx, op_fn *op, const void *problem, size_t size)
 {
     size_t bytes = 0;
-    assert_int_equal(op_workspace(op, problem, &bytes), NSA_OK);
-    assert_int_equal(op_run(op, problem, workspace(bytes), bytes), NSA_OK);
+    assert_ok(op_workspace(op, problem, &bytes));
+    void *ws = begin_call(ctx, bytes), *there = malloc(size);
+    require(there != NULL);
+    memcpy(there, problem, size);
+    args_on_device(ctx, there, size);
+    const nsa_status status = op_run(ctx, op, there, ws, bytes, NULL);
+    free(there);
+    assert_ok(status);
+    end_call(ctx);
     assert_slack_intact();
-}
-
-int test_contexts(nsa_ctx contexts[MAX_CONTEXTS], int32_t n_threads)
-{
-    uint32_t features = 0;
-    assert_int_equal(cpu_features(&features), NSA_OK);
-    int n = 0;
-    for (int i = 0; simd_table[i] != NULL && n < MAX_CONTEXTS; i++)
-        if ((simd_table[i]->needs & ~features) == 0)
-            contexts[n++] = (nsa_ctx){.n_threads = n_threads, .reference = false, .simd = simd_table[i]};
-    return n;
 }
 
 /* ---- Batches */
@@ -188,7 +190,9 @@ test_tensor tensor_new(const nsa_config *cfg, const nsa_batch *batch, side on, i
                        nsa_dtype dtype, layout as)
 {
     test_tensor x = {.side = on, .cfg = cfg, .batch = batch, .layout = as};
-    x.e = on == SIDE_Q ? extent_q(cfg, batch, d) : on == SIDE_K ? extent_k(cfg, batch, d) : extent_cmp(cfg, batch, d);
+    x.e = on == SIDE_Q   ? extent_q(cfg, batch, d)
+          : on == SIDE_K ? extent_k(cfg, batch, d)
+                         : extent_cmp(&tensor_ctx, cfg, batch, d);
     x.e.n_heads = n_heads;
     const int64_t max = x.e.max_seqlen;
     x.t = nsa_packed(NULL, dtype, n_heads, d);
@@ -371,7 +375,7 @@ bool row_same_bits(const test_tensor *a, const test_tensor *b, int32_t s, int64_
 
 void assert_same_bits(const char *what, const test_tensor *got, const test_tensor *expected)
 {
-    assert_int_equal(got->t.dtype, expected->t.dtype);
+    require(got->t.dtype == expected->t.dtype);
     for (row_at a = before_first; next_row(got, &a);) {
         if (row_same_bits(got, expected, a.s, a.row, a.head))
             continue;
@@ -391,7 +395,7 @@ void assert_padding_intact(const char *what, const test_tensor *x)
         return;
     const int64_t size = (int64_t)dtype_size(x->t.dtype);
     unsigned char *copy = malloc((size_t)(x->n * size) + 1);
-    assert_non_null(copy);
+    require(copy != NULL);
     memcpy(copy, x->t.data, (size_t)(x->n * size));
     for (row_at a = before_first; next_row(x, &a);)
         memset(copy + tensor_index(x, a.s, a.row, a.head, 0) * size, POISON_BYTE, (size_t)(x->e.d * size));

@@ -1,13 +1,9 @@
-/* What the tests share: seeded random problems in guarded memory, and comparison by row. */
+/*
+ * What the tests share: seeded random problems in guarded memory, and comparison by row. Nothing here needs cmocka:
+ * where the problems run and what becomes of a failure is in unit.c for the CPU, and in tests/gpu for a GPU.
+ */
 #ifndef NSA_TESTLIB_H
 #define NSA_TESTLIB_H
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
 
 #include "core/arena.h"
 #include "core/check.h"
@@ -19,6 +15,30 @@
 /* What a failure should tell: implementation, seed, case. Printed before the message of the assertion. */
 void test_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void test_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void end_test(const char *message); /* of test_fail: the test has failed */
+
+#define require(condition)                                                                                             \
+    do {                                                                                                               \
+        if (!(condition))                                                                                              \
+            test_fail("%s:%d: not so: %s", __FILE__, __LINE__, #condition);                                            \
+    } while (0)
+
+void assert_ok(nsa_status status);
+
+/* ---- Suites that run on the CPU (suite.c) and on a GPU (gpu/main.c): each defines its table */
+
+typedef struct test_case {
+    const char *name;
+    void (*run)(void **state);
+    const void *state; /* *state at the start */
+} test_case;
+
+#define TEST(function)                                                                                                 \
+    {                                                                                                                  \
+#function, function, NULL                                                                                      \
+    }
+
+extern const test_case test_cases[]; /* ends with name = NULL */
 
 /* ---- Random numbers: the same on every machine */
 
@@ -56,14 +76,23 @@ static inline bool is_sparse(size_t bytes)
 void *elements(int64_t n, nsa_dtype dtype); /* either end, or neither and aligned to an element only: as it falls */
 void *workspace(size_t bytes);              /* the one end and the other, by turns */
 
-/* Counts op's workspace, gives it just that, full of NaN, and runs it. */
-void run_op(op_fn *op, const void *problem);
+/* Counts op's workspace, gives it just that, full of NaN, and runs it on ctx: a problem of `size` bytes. */
+void run_op(const nsa_ctx *ctx, op_fn *op, const void *problem, size_t size);
 
-/* ---- Contexts: one for every row of simd_table that this CPU runs */
+/* ---- Contexts: one for every row of simd_table that this CPU runs, or one for the GPU */
 
 enum { MAX_CONTEXTS = 8 };
 
 int test_contexts(nsa_ctx contexts[MAX_CONTEXTS], int32_t n_threads);
+
+/* Around a call on ctx. For a GPU all guarded memory is copied there, args_on_device makes every pointer into it in a
+ * struct one to its copy, and all is copied back. begin_call returns a workspace. */
+void *begin_call(const nsa_ctx *ctx, size_t workspace_bytes);
+void args_on_device(const nsa_ctx *ctx, void *args, size_t bytes);
+void end_call(const nsa_ctx *ctx);
+
+/* The pages of every guarded buffer. */
+void each_buffer(void (*visit)(void *to, char *first, size_t bytes), void *to);
 
 /* ---- Batches */
 
@@ -96,6 +125,8 @@ typedef enum layout {
     N_LAYOUTS_WITH_FAR
 } layout;
 
+int n_test_layouts(void); /* how many of the above: GPUs lack the memory for those that are far */
+
 static inline bool layout_broadcasts(layout as)
 {
     return as == LAYOUT_ONE_HEAD || as == LAYOUT_ONE_TOKEN;
@@ -116,6 +147,8 @@ typedef struct test_tensor {
     layout layout;
     int64_t n; /* elements allocated */
 } test_tensor;
+
+extern const nsa_ctx tensor_ctx; /* compressed rows are as many as it says */
 
 test_tensor tensor_new(const nsa_config *cfg, const nsa_batch *batch, side on, int32_t n_heads, int32_t d,
                        nsa_dtype dtype, layout as);

@@ -17,6 +17,7 @@
 
 typedef struct attn_problem {
     const nsa_ctx *ctx;
+    int branch; /* which of the three, and its gate in backward */
     const nsa_config *cfg;
     seqs seqs;
     nsa_tensor q;
@@ -29,7 +30,6 @@ typedef struct attn_problem {
     /* backward */
     nsa_tensor d_o;
     nsa_tensor gate;       /* data may be NULL */
-    int branch;            /* of gate */
     nsa_tensor dq, dk, dv; /* any float dtype; dk, dv are tensors like k.tensor, v.tensor, packed by the same cu */
     bool add_dq, add_dk, add_dv; /* add to what is there instead of overwriting */
 
@@ -45,6 +45,10 @@ typedef struct attn_impl {
 } attn_impl;
 
 extern const attn_impl cmp_attn_impls[], slc_attn_impls[], win_attn_impls[]; /* end with name = NULL */
+
+/* On CUDA, of every branch: attn_simt.c. */
+bool attn_simt_supports(const attn_problem *p);
+op_fn attn_simt_forward, attn_simt_backward;
 
 const attn_impl *attn_choose(const attn_impl *impls, const attn_problem *p);
 

@@ -14,8 +14,7 @@ typedef struct scratch {
 
 bool attn_ref_supports(const attn_problem *p)
 {
-    (void)p;
-    return true;
+    return !p->ctx->cuda;
 }
 
 int64_t attn_n_tokens(const nsa_config *cfg, int64_t t_k)

@@ -23,6 +23,6 @@ int64_t attn_n_tokens(const nsa_config *cfg, int64_t t_k); /* n_keys of a branch
 void attn_ref_forward(const attn_problem *p, arena *ws, const attn_branch *branch);
 void attn_ref_backward(const attn_problem *p, arena *ws, const attn_branch *branch);
 
-bool attn_ref_supports(const attn_problem *p); /* always */
+bool attn_ref_supports(const attn_problem *p); /* always, on the CPU */
 
 #endif

@@ -7,8 +7,8 @@
 
 bool tile_supports(const attn_problem *p)
 {
-    return !p->ctx->reference && p->q.dtype != NSA_F64 && p->dq.dtype != NSA_F64 && p->dk.dtype != NSA_F64 &&
-           p->dv.dtype != NSA_F64;
+    return !p->ctx->cuda && !p->ctx->reference && p->q.dtype != NSA_F64 && p->dq.dtype != NSA_F64 &&
+           p->dk.dtype != NSA_F64 && p->dv.dtype != NSA_F64;
 }
 
 int64_t tile_lane_tokens(const attn_problem *p)
@@ -634,7 +634,7 @@ static void run_threads(work *w)
 #pragma omp parallel num_threads((int)min_i64(ctx->n_threads, max_i64(1, n)))
     {
         const size_t thread = (size_t)omp_get_thread_num();
-        arena own = {w->scratch + thread * w->scratch_bytes, 0, 0};
+        arena own = {.base = w->scratch + thread * w->scratch_bytes};
         attn_tile t = carve(w->run, &w->keys, &own);
         t.dk = w->dk;
         t.dv = w->dv;
@@ -683,7 +683,7 @@ void tile_run_all(const tile_run *given, arena *ws)
         w.dv = floats(ws, w.keys.n_blocks * heads, w.keys.lanes * w.keys.ld_v);
         w.turns = arena_take(ws, w.units, sizeof *w.turns);
     }
-    arena one = {NULL, 0, 0};
+    arena one = {.base = NULL};
     carve(&run, &w.keys, &one);
     w.scratch_bytes = one.peak;
     w.extra = arena_take(ws, p->ctx->n_threads, run.extra_bytes);

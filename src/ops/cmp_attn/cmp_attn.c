@@ -17,18 +17,33 @@ static void backward(const void *problem, arena *ws)
     interval_backward(problem, ws, cmp_visible);
 }
 
-static void ref_forward(const void *problem, arena *ws)
+static void select_after(const attn_problem *p, arena *ws)
 {
-    const attn_problem *p = problem;
-    cmp_attn_ref_forward(p, ws);
     if (!p->selects)
         return;
     const select_problem s = {p->ctx, p->cfg, p->seqs, p->q, p->k, p->lse, p->select};
     select_choose(&s)->run(&s, ws);
 }
 
+static void ref_forward(const void *problem, arena *ws)
+{
+    cmp_attn_ref_forward(problem, ws);
+    select_after(problem, ws);
+}
+
+#ifdef NSA_CUDA
+static void simt_forward(const void *problem, arena *ws)
+{
+    attn_simt_forward(problem, ws);
+    select_after(problem, ws);
+}
+#endif
+
 const attn_impl cmp_attn_impls[] = {
     {"tile", tile_supports, forward, backward},
+#ifdef NSA_CUDA
+    {"simt", attn_simt_supports, simt_forward, attn_simt_backward},
+#endif
     {"ref", attn_ref_supports, ref_forward, cmp_attn_ref_backward},
     {NULL, NULL, NULL, NULL},
 };

@@ -4,7 +4,7 @@
 
 static bool is_fast(const compress_problem *p)
 {
-    return !p->ctx->reference && p->x.dtype != NSA_F64;
+    return !p->ctx->cuda && !p->ctx->reference && p->x.dtype != NSA_F64;
 }
 
 static bool is_dense(const compress_problem *p)
@@ -17,20 +17,30 @@ static bool is_pool(const compress_problem *p)
     return is_fast(p) && !is_dense(p);
 }
 
-static bool always(const compress_problem *p)
+static bool on_cpu(const compress_problem *p)
 {
-    (void)p;
-    return true;
+    return !p->ctx->cuda;
 }
+
+#ifdef NSA_CUDA
+static bool on_cuda(const compress_problem *p)
+{
+    return p->ctx->cuda;
+}
+#endif
 
 op_fn compress_dense_forward, compress_dense_backward;
 op_fn compress_pool_forward, compress_pool_backward;
+op_fn compress_simt_forward, compress_simt_backward;
 op_fn compress_ref_forward, compress_ref_backward;
 
 const compress_impl compress_impls[] = {
     {"dense", is_dense, compress_dense_forward, compress_dense_backward},
     {"pool", is_pool, compress_pool_forward, compress_pool_backward},
-    {"ref", always, compress_ref_forward, compress_ref_backward},
+#ifdef NSA_CUDA
+    {"simt", on_cuda, compress_simt_forward, compress_simt_backward},
+#endif
+    {"ref", on_cpu, compress_ref_forward, compress_ref_backward},
     {NULL, NULL, NULL, NULL},
 };
 
@@ -61,9 +71,10 @@ static nsa_status check_common(const nsa_ctx *ctx, const nsa_config *cfg, const 
 {
     NSA_TRY(check_ctx(ctx));
     NSA_TRY(check_config(cfg));
-    NSA_TRY(check_batch_k(batch));
+    NSA_TRY(check_batch_k(ctx, batch));
     NSA_REQUIRE(d >= 1 && d <= MAX_HEAD_DIM, "args.d is %d, must be 1 .. %d", d, MAX_HEAD_DIM);
     NSA_TRY(check_input("args.x", x, extent_k(cfg, batch, d), -1));
+    NSA_TRY(check_ctx_dtype(ctx, "args.x", x->dtype));
     NSA_TRY(check_phi("args.phi", phi, x->dtype));
     *p = (compress_problem){
         .ctx = ctx,
@@ -82,7 +93,7 @@ static nsa_status prepare(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_b
 {
     NSA_REQUIRE(args != NULL, "args is NULL");
     NSA_TRY(check_common(ctx, cfg, batch, args->d, &args->phi, &args->x, p));
-    NSA_TRY(check_output("args.y", &args->y, extent_cmp(cfg, batch, args->d), (int)args->x.dtype));
+    NSA_TRY(check_output("args.y", &args->y, extent_cmp(ctx, cfg, batch, args->d), (int)args->x.dtype));
     p->y = args->y;
     return NSA_OK;
 }
@@ -92,7 +103,7 @@ static nsa_status prepare_backward(const nsa_ctx *ctx, const nsa_config *cfg, co
 {
     NSA_REQUIRE(args != NULL, "args is NULL");
     NSA_TRY(check_common(ctx, cfg, batch, args->d, &args->phi, &args->x, p));
-    NSA_TRY(check_input("args.dy", &args->dy, extent_cmp(cfg, batch, args->d), (int)args->x.dtype));
+    NSA_TRY(check_input("args.dy", &args->dy, extent_cmp(ctx, cfg, batch, args->d), (int)args->x.dtype));
     NSA_TRY(check_output("args.dx", &args->dx, extent_k(cfg, batch, args->d), (int)args->x.dtype));
     NSA_TRY(check_dphi("args.dphi", &args->dphi, &args->phi));
     const named_output outputs[] = {
@@ -117,10 +128,9 @@ nsa_status nsa_compress_workspace(const nsa_ctx *ctx, const nsa_config *cfg, con
 nsa_status nsa_compress(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch,
                         const nsa_compress_args *args, void *workspace, size_t workspace_bytes, nsa_stream stream)
 {
-    (void)stream;
     compress_problem p;
     NSA_TRY(prepare(ctx, cfg, batch, args, &p));
-    return op_run(compress_choose(&p)->forward, &p, workspace, workspace_bytes);
+    return op_run(ctx, compress_choose(&p)->forward, &p, workspace, workspace_bytes, stream);
 }
 
 nsa_status nsa_compress_backward_workspace(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch,
@@ -135,8 +145,7 @@ nsa_status nsa_compress_backward(const nsa_ctx *ctx, const nsa_config *cfg, cons
                                  const nsa_compress_backward_args *args, void *workspace, size_t workspace_bytes,
                                  nsa_stream stream)
 {
-    (void)stream;
     compress_problem p;
     NSA_TRY(prepare_backward(ctx, cfg, batch, args, &p));
-    return op_run(compress_choose(&p)->backward, &p, workspace, workspace_bytes);
+    return op_run(ctx, compress_choose(&p)->backward, &p, workspace, workspace_bytes, stream);
 }

@@ -92,7 +92,7 @@ static plan make_plan(const compress_problem *p, arena *ws, bool backward)
         pl.sums = arena_take(ws, i64_mul(i64_mul(p->cfg->n_heads_kv, pl.n_groups), p->d + block),
                              (size_t)pl.wp * sizeof *pl.sums);
     }
-    arena one = {NULL, 0, 0};
+    arena one = {.base = NULL};
     carve_scratch(&one, &pl, backward);
     pl.scratch_bytes = one.used;
     pl.scratch = arena_take(ws, p->ctx->n_threads, pl.scratch_bytes);
@@ -101,7 +101,7 @@ static plan make_plan(const compress_problem *p, arena *ws, bool backward)
 
 static scratch my_scratch(const plan *pl, bool backward)
 {
-    arena mine = {pl->scratch + (size_t)omp_get_thread_num() * pl->scratch_bytes, 0, 0};
+    arena mine = {.base = pl->scratch + (size_t)omp_get_thread_num() * pl->scratch_bytes};
     return carve_scratch(&mine, pl, backward);
 }
 

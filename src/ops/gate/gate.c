@@ -91,20 +91,29 @@ static void backward(const void *problem, arena *ws)
 
 static bool is_fast(const gate_problem *p)
 {
-    return !p->ctx->reference && p->o_branch[0].dtype != NSA_F64;
+    return !p->ctx->cuda && !p->ctx->reference && p->o_branch[0].dtype != NSA_F64;
 }
 
-static bool always(const gate_problem *p)
+static bool on_cpu(const gate_problem *p)
 {
-    (void)p;
-    return true;
+    return !p->ctx->cuda;
 }
 
-op_fn gate_ref, gate_backward_ref;
+#ifdef NSA_CUDA
+static bool on_cuda(const gate_problem *p)
+{
+    return p->ctx->cuda;
+}
+#endif
+
+op_fn gate_ref, gate_backward_ref, gate_simt, gate_backward_simt;
 
 const gate_impl gate_impls[] = {
     {"rows", is_fast, forward, backward},
-    {"ref", always, gate_ref, gate_backward_ref},
+#ifdef NSA_CUDA
+    {"simt", on_cuda, gate_simt, gate_backward_simt},
+#endif
+    {"ref", on_cpu, gate_ref, gate_backward_ref},
     {NULL, NULL, NULL, NULL},
 };
 
@@ -123,9 +132,10 @@ static nsa_status check_common(const nsa_ctx *ctx, const nsa_config *cfg, const 
     static const char *const names[] = {"args.o_branch[0]", "args.o_branch[1]", "args.o_branch[2]"};
     NSA_TRY(check_ctx(ctx));
     NSA_TRY(check_config(cfg));
-    NSA_TRY(check_batch_q(batch));
+    NSA_TRY(check_batch_q(ctx, batch));
     const extent e = extent_q(cfg, batch, cfg->d_v);
     NSA_TRY(check_input(names[0], &o_branch[0], e, -1));
+    NSA_TRY(check_ctx_dtype(ctx, names[0], o_branch[0].dtype));
     for (int c = 1; c < NSA_N_BRANCHES; c++)
         NSA_TRY(check_input(names[c], &o_branch[c], e, (int)o_branch[0].dtype));
     NSA_TRY(check_gate("args.gate", gate, extent_q(cfg, batch, NSA_N_BRANCHES), o_branch[0].dtype, false));
@@ -139,19 +149,17 @@ static nsa_status check_common(const nsa_ctx *ctx, const nsa_config *cfg, const 
 nsa_status nsa_gate(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch, const nsa_gate_args *args,
                     nsa_stream stream)
 {
-    (void)stream;
     gate_problem p;
     NSA_REQUIRE(args != NULL, "args is NULL");
     NSA_TRY(check_common(ctx, cfg, batch, &args->gate, args->o_branch, &p));
     NSA_TRY(check_output("args.o", &args->o, extent_q(cfg, batch, cfg->d_v), (int)args->o_branch[0].dtype));
     p.o = args->o;
-    return op_run(gate_choose(&p)->forward, &p, NULL, 0);
+    return op_run(ctx, gate_choose(&p)->forward, &p, NULL, 0, stream);
 }
 
 nsa_status nsa_gate_backward(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch,
                              const nsa_gate_backward_args *args, nsa_stream stream)
 {
-    (void)stream;
     gate_problem p;
     NSA_REQUIRE(args != NULL, "args is NULL");
     NSA_TRY(check_common(ctx, cfg, batch, &args->gate, args->o_branch, &p));
@@ -171,5 +179,5 @@ nsa_status nsa_gate_backward(const nsa_ctx *ctx, const nsa_config *cfg, const ns
     p.d_o = args->d_o;
     p.dgate = args->dgate;
     memcpy(p.do_branch, args->do_branch, sizeof p.do_branch);
-    return op_run(gate_choose(&p)->backward, &p, NULL, 0);
+    return op_run(ctx, gate_choose(&p)->backward, &p, NULL, 0, stream);
 }

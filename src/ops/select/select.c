@@ -4,20 +4,29 @@
 
 static bool is_fast(const select_problem *p)
 {
-    return !p->ctx->reference && p->q.dtype != NSA_F64;
+    return !p->ctx->cuda && !p->ctx->reference && p->q.dtype != NSA_F64;
 }
 
-static bool always(const select_problem *p)
+static bool on_cpu(const select_problem *p)
 {
-    (void)p;
-    return true;
+    return !p->ctx->cuda;
 }
 
-op_fn select_tiled, select_ref;
+#ifdef NSA_CUDA
+static bool on_cuda(const select_problem *p)
+{
+    return p->ctx->cuda;
+}
+#endif
+
+op_fn select_tiled, select_ref, select_simt;
 
 const select_impl select_impls[] = {
     {"tiled", is_fast, select_tiled},
-    {"ref", always, select_ref},
+#ifdef NSA_CUDA
+    {"simt", on_cuda, select_simt},
+#endif
+    {"ref", on_cpu, select_ref},
     {NULL, NULL, NULL},
 };
 
@@ -34,10 +43,11 @@ static nsa_status prepare(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_b
 {
     NSA_TRY(check_ctx(ctx));
     NSA_TRY(check_config(cfg));
-    NSA_TRY(check_batch(batch));
+    NSA_TRY(check_batch(ctx, batch));
     NSA_REQUIRE(args != NULL, "args is NULL");
     NSA_TRY(check_input("args.q", &args->q, extent_q(cfg, batch, cfg->d_qk), -1));
-    NSA_TRY(check_input("args.k_cmp", &args->k_cmp, extent_cmp(cfg, batch, cfg->d_qk), (int)args->q.dtype));
+    NSA_TRY(check_ctx_dtype(ctx, "args.q", args->q.dtype));
+    NSA_TRY(check_input("args.k_cmp", &args->k_cmp, extent_cmp(ctx, cfg, batch, cfg->d_qk), (int)args->q.dtype));
     NSA_TRY(check_input("args.lse", &args->lse, extent_q(cfg, batch, 1), (int)lse_dtype(args->q.dtype)));
     NSA_TRY(check_output("args.slc_idx", &args->slc_idx, extent_slc_idx(cfg, batch), NSA_I32));
     *p = (select_problem){
@@ -63,8 +73,7 @@ nsa_status nsa_select_workspace(const nsa_ctx *ctx, const nsa_config *cfg, const
 nsa_status nsa_select(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_batch *batch, const nsa_select_args *args,
                       void *workspace, size_t workspace_bytes, nsa_stream stream)
 {
-    (void)stream;
     select_problem p;
     NSA_TRY(prepare(ctx, cfg, batch, args, &p));
-    return op_run(select_choose(&p)->run, &p, workspace, workspace_bytes);
+    return op_run(ctx, select_choose(&p)->run, &p, workspace, workspace_bytes, stream);
 }

@@ -45,7 +45,7 @@ static scratch carve(const attn_problem *p, arena *a)
 
 size_t select_extra_bytes(const attn_problem *p)
 {
-    arena count = {NULL, 0, 0};
+    arena count = {.base = NULL};
     carve(p, &count);
     return count.peak;
 }
@@ -119,7 +119,7 @@ static int64_t early(const nsa_config *cfg)
 void select_finish(const attn_tile *t, void *extra)
 {
     const nsa_config *cfg = t->p->cfg;
-    arena own = {extra, 0, 0};
+    arena own = {.base = extra};
     const scratch x = carve(t->p, &own);
     const int64_t n_weights = per_slc(cfg) + per_cmp(cfg) - 1;
     for (int64_t e = 0; e < n_weights; e++)

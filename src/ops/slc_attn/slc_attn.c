@@ -102,7 +102,7 @@ static int64_t next_selected(const block_lists *lists, int64_t per_slc, int64_t 
 static void walk(attn_tile *t, void *extra)
 {
     const attn_problem *p = t->p;
-    arena own = {extra, 0, 0};
+    arena own = {.base = extra};
     const block_lists lists = carve_lists(p, t->run->tokens, &own);
     list_tokens(p, t->s, t->head, t->first, t->n_tokens, lists);
     const int64_t end = t->sees[t->n_tokens - 1].hi, per_slc = t->keys->per_period;
@@ -122,7 +122,7 @@ static void walk(attn_tile *t, void *extra)
 static void run(const attn_problem *p, tile_pass pass, arena *ws)
 {
     const int64_t tokens = tile_tokens(p, pass);
-    arena extra = {NULL, 0, 0};
+    arena extra = {.base = NULL};
     carve_lists(p, tokens, &extra);
     const tile_run all = {.p = p,
                           .pass = pass,
@@ -146,6 +146,9 @@ static void backward(const void *problem, arena *ws)
 
 const attn_impl slc_attn_impls[] = {
     {"tile", tile_supports, forward, backward},
+#ifdef NSA_CUDA
+    {"simt", attn_simt_supports, attn_simt_forward, attn_simt_backward},
+#endif
     {"ref", attn_ref_supports, slc_attn_ref_forward, slc_attn_ref_backward},
     {NULL, NULL, NULL, NULL},
 };

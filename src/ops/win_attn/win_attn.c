@@ -19,6 +19,9 @@ static void backward(const void *problem, arena *ws)
 
 const attn_impl win_attn_impls[] = {
     {"tile", tile_supports, forward, backward},
+#ifdef NSA_CUDA
+    {"simt", attn_simt_supports, attn_simt_forward, attn_simt_backward},
+#endif
     {"ref", attn_ref_supports, win_attn_ref_forward, win_attn_ref_backward},
     {NULL, NULL, NULL, NULL},
 };

@@ -1,0 +1,71 @@
+/*
+ * What the kernels of compression share. Each is a thread for each element of its result, which walks the terms of the
+ * sum in order; rows of y and tokens of x are looked up in two tables that are made first.
+ */
+#ifndef NSA_OPS_COMPRESS_SIMT_CUH
+#define NSA_OPS_COMPRESS_SIMT_CUH
+
+#include "cuda/simt.cuh"
+#include "ops/compress/compress_simt.h"
+
+enum { THREADS = 256 };
+
+/* Channel c of the r-th token of a block. */
+static __device__ inline float x_of(const compress_simt_args &p, const cmp_row &row, int64_t head, int64_t r, int64_t c)
+{
+    return load(p.x, offset_of(p.x, row.s, row.start, (int64_t)row.i * p.cfg.c.cmp_stride + r, head) + c);
+}
+
+static __device__ inline float x_of(const compress_simt_args &p, const cmp_token &token, int64_t head, int64_t c)
+{
+    return load(p.x, offset_of(p.x, token.s, token.start, token.t, head) + c);
+}
+
+/* Where a block's row of y or dy starts. */
+static __device__ inline int64_t at_row(const compress_simt_args &p, const nsa_tensor &t, const cmp_row &row,
+                                        int64_t head)
+{
+    return offset_of(t, row.s, row.start / p.cfg.c.cmp_stride, row.i, head);
+}
+
+static __device__ inline float dy_of(const compress_simt_args &p, const cmp_row &row, int64_t head, int64_t c)
+{
+    return load(p.dy, at_row(p, p.dy, row, head) + c);
+}
+
+/* Element i of a parameter, of which a set has `size` elements; 0 if it is not given. */
+static __device__ inline float param(const compress_simt_args &p, const void *data, int64_t head, int64_t size,
+                                     int64_t i)
+{
+    return data == NULL ? 0.0F : load_as(data, p.phi.dtype, (p.phi.per_head ? head * size : 0) + i);
+}
+
+/* The heads that share a set of parameters. */
+typedef struct head_range {
+    int32_t first, end;
+} head_range;
+
+static __device__ inline head_range heads_of(const compress_simt_args &p, int64_t set)
+{
+    const head_range one = {(int32_t)set, (int32_t)set + 1}, all = {0, p.cfg.c.n_heads_kv};
+    return p.phi.per_head ? one : all;
+}
+
+static __device__ inline void store_dx(const compress_simt_args &p, const cmp_token &token, int64_t head, int64_t c,
+                                       float x)
+{
+    const int64_t at = offset_of(p.dx, token.s, token.start, token.t, head) + c;
+    store(p.dx, at, p.add_dx ? load(p.dx, at) + x : x);
+}
+
+/* kernel<<<>>> with a thread for each of n elements, unless an earlier launch has failed. */
+#define LAUNCH_EACH(error, kernel, n, p, stream)                                                                       \
+    do {                                                                                                               \
+        const int64_t n_ = (n);                                                                                        \
+        if ((error) == cudaSuccess && n_ > 0) {                                                                        \
+            kernel<<<grid_of(n_, THREADS), THREADS, 0, stream>>>(p, n_);                                               \
+            (error) = cudaGetLastError();                                                                              \
+        }                                                                                                              \
+    } while (0)
+
+#endif
