@@ -18,11 +18,15 @@ install(FILES ${PROJECT_BINARY_DIR}/nsaConfigVersion.cmake DESTINATION ${NSA_CMA
 
 # pkg-config nsa
 file(RELATIVE_PATH NSA_PC_TO_INCLUDE ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_FULL_INCLUDEDIR})
+set(NSA_PC_CUDA "")
+if(NSA_CUDA_FOUND)
+    set(NSA_PC_CUDA " -lcudart_static -lstdc++ -ldl -lrt -lpthread")
+endif()
 configure_file(cmake/nsa.pc.in nsa.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/nsa.pc DESTINATION ${NSA_PC_DIR})
 
 install(FILES README.md LICENSE NEWS.md SECURITY.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
-install(FILES docs/nsa.md docs/numerics.md DESTINATION ${CMAKE_INSTALL_DOCDIR}/docs)
+install(FILES docs/nsa.md docs/numerics.md docs/cuda.md DESTINATION ${CMAKE_INSTALL_DOCDIR}/docs)
 install(DIRECTORY docs/img DESTINATION ${CMAKE_INSTALL_DOCDIR}/docs)
 install(DIRECTORY examples DESTINATION ${CMAKE_INSTALL_DOCDIR} FILES_MATCHING PATTERN *.c)
 

@@ -7,9 +7,10 @@
  * Equations, shapes of q, o, lse and the gradients: ops/attn_tile/attn.h. k_cmp, v_cmp and their gradients have
  * nsa_n_cmp(cfg, T_k) rows per sequence; packed, they start at row cu_seqlens_k[s]/cmp_stride.
  *
- *     cmp_attn_impls      file               takes
- *     tile                cmp_attn.c         f32, bf16, f16
- *     ref                 cmp_attn_ref.c     everything; double accumulators
+ *     cmp_attn_impls      file                     takes
+ *     tile                cmp_attn.c               f32, bf16, f16
+ *     simt                attn_tile/attn_simt.cu   f32, bf16, f16 on CUDA
+ *     ref                 cmp_attn_ref.c           everything; double accumulators
  */
 #ifndef NSA_OPS_CMP_ATTN_H
 #define NSA_OPS_CMP_ATTN_H

@@ -8,9 +8,10 @@
  * before t is empty (o = 0, lse = -inf). All heads of a group share their kv head's set. Equations, shapes of q, o, lse
  * and gradients: ops/attn_tile/attn.h.
  *
- *     slc_attn_impls      file               takes
- *     tile                slc_attn.c         f32, bf16, f16
- *     ref                 slc_attn_ref.c     everything; double accumulators
+ *     slc_attn_impls      file                     takes
+ *     tile                slc_attn.c               f32, bf16, f16
+ *     simt                attn_tile/attn_simt.cu   f32, bf16, f16 on CUDA
+ *     ref                 slc_attn_ref.c           everything; double accumulators
  */
 #ifndef NSA_OPS_SLC_ATTN_H
 #define NSA_OPS_SLC_ATTN_H

@@ -6,9 +6,10 @@
  * With win_size >= T_k this is dense causal attention. Rows with t < 0 are empty (o = 0, lse = -inf).
  * Equations, shapes of q, o, lse and the gradients: ops/attn_tile/attn.h.
  *
- *     win_attn_impls      file               takes
- *     tile                win_attn.c         f32, bf16, f16
- *     ref                 win_attn_ref.c     everything; double accumulators
+ *     win_attn_impls      file                     takes
+ *     tile                win_attn.c               f32, bf16, f16
+ *     simt                attn_tile/attn_simt.cu   f32, bf16, f16 on CUDA
+ *     ref                 win_attn_ref.c           everything; double accumulators
  */
 #ifndef NSA_OPS_WIN_ATTN_H
 #define NSA_OPS_WIN_ATTN_H
