@@ -21,9 +21,9 @@
  * - Memory is the caller's. Only nsa_ctx_create allocates. Pointers are used during the call and not kept. An array is
  *   aligned to its elements; a workspace may lie anywhere, and what a call leaves there is of no use.
  * - With a context for a CUDA device all arrays lie in memory that the device reaches: tensors, cu_seqlens, parameters,
- *   workspace; the structs themselves are the host's. A call puts work on `stream` and returns, does not wait, reads
- * none of those arrays on the host and may be captured in a graph. So what cu_seqlens holds is not checked: where it is
- * not what nsa_batch says, results are unspecified, but no access leaves its tensor.
+ *   workspace; the structs themselves are the host's. A call puts work on `stream` and returns. It does not wait, it
+ *   reads none of those arrays on the host, and it may be captured in a graph. So what cu_seqlens holds is not checked:
+ *   where it is not what nsa_batch says, results are unspecified, but no access leaves its tensor.
  * - nsa_X_workspace checks the arguments of nsa_X as that does and says how many bytes of workspace it needs: 0 where
  *   none, and then workspace may be NULL. It reads no tensor. More than is needed is fine: one buffer may serve all.
  * - Inputs may overlap each other. Outputs and workspace must overlap nothing else that the call reads or writes: two

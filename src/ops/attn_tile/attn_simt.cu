@@ -1,17 +1,17 @@
 /*
  * Attention, a warp for each row.
  *
- *     forward   a warp for each (token, query head): 32 keys at a time, scores with keys as lanes, o with channels as
- * lanes dq        the same, and delta = do' . o on the way dk, dv    a warp for each (key, kv head): the tokens that
- * see the key, 32 (token, head) rows at a time as lanes
+ *     forward    of a (token, query head): 32 keys at a time; lanes are keys in scores, channels in o
+ *     dq         the same, and delta = gate do . o on the way
+ *     dk, dv     of a (key, kv head): 32 (token, head) rows that see the key at a time, as lanes
  *
- *     shared memory: the warp's own row (q; q and do'; k and v) as float32.    registers: a lane's channels of the
+ * Shared memory holds the warp's own row (q; q and gate do; k and v) as float32, registers a lane's channels of the
  * results.
  *
  * What a row does not see is never touched, so nothing there has an influence. Sums are in the order of the keys (of
  * the tokens), whatever the order of slc_idx, so results are the same bits in every run. float32 throughout.
  *
- * Cost: every product is made from global memory through the L1 cache; 10 to 20 times what the tensor cores take.
+ * Cost: every product is an FMA whose operands come from global memory through the L1 cache. Not timed yet.
  */
 #include "ops/attn_tile/attn_simt.h"
 #include "cuda/simt.cuh"
