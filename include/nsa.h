@@ -73,7 +73,7 @@ typedef enum nsa_status {
     NSA_ERR_WORKSPACE,        /* the workspace is too small; the message says how many bytes are needed */
     NSA_ERR_OUT_OF_MEMORY,    /* from nsa_ctx_create only */
     NSA_ERR_NO_DEVICE,        /* from nsa_ctx_create only: this build or machine lacks the device */
-    NSA_ERR_DEVICE /* CUDA refused to start the work, part of which may have run; the message has its error */
+    NSA_ERR_DEVICE            /* CUDA did not start all of the work; the message has its error */
 } nsa_status;
 
 /* A constant string such as "invalid argument"; never NULL. */

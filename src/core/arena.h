@@ -27,6 +27,12 @@ static inline bool arena_counts(const arena *a)
     return a->base == NULL;
 }
 
+/* Whether to launch: it does not count, and no launch has failed. */
+static inline bool arena_launches(const arena *a)
+{
+    return !arena_counts(a) && a->status == NSA_OK;
+}
+
 /* count elements of `size` bytes, 64-byte aligned, not cleared. NULL when counting. */
 void *arena_take(arena *a, int64_t count, size_t size);
 

@@ -67,7 +67,7 @@ void cuda_leave(int32_t index, int before)
 
 void cuda_launched(arena *ws, const char *what, int error)
 {
-    if (error == cudaSuccess || ws->status != NSA_OK)
+    if (error == cudaSuccess)
         return;
     ws->status = nsa_fail(NSA_ERR_DEVICE, "%s: %s (%s)", what, cudaGetErrorName((cudaError_t)error),
                           cudaGetErrorString((cudaError_t)error));

@@ -11,7 +11,7 @@ nsa_status cuda_open(int32_t index, char *isa, size_t bytes);
 nsa_status cuda_enter(int32_t index, int *before);
 void cuda_leave(int32_t index, int before);
 
-/* Keeps a cudaError_t that a launch has returned, unless an earlier one has failed. */
+/* Keeps the cudaError_t that a launch has returned. */
 void cuda_launched(arena *ws, const char *what, int error);
 
 /* Every row of `from` into `to`, of any two types; tensors [total][n_heads][d] over cu. */

@@ -157,6 +157,36 @@ __device__ inline int32_t seq_of_row(const int32_t *cu, int32_t n, int32_t div, 
     return lo;
 }
 
+/* Where a (token, head) lies. */
+typedef struct place {
+    int32_t s, head;
+    seq_range seq;
+    int64_t row; /* of the sequence */
+} place;
+
+/* The i-th of packed tokens times heads; false if no sequence has it. */
+__device__ inline bool find_place(const int32_t *cu, int32_t n_seqs, int64_t total, int32_t max, int32_t n_heads,
+                                  int64_t i, place *x)
+{
+    const int64_t token = i / n_heads;
+    x->head = (int32_t)(i % n_heads);
+    x->s = seq_of_row(cu, n_seqs, 1, token);
+    x->seq = seq_range_of(cu, x->s, total, max);
+    x->row = token - x->seq.start;
+    return x->row >= 0 && x->row < x->seq.n;
+}
+
+__device__ inline bool find_q(const simt_seqs &x, int32_t n_heads, int64_t i, place *at)
+{
+    return find_place(x.cu_q, x.n, x.total_q, x.max_q, n_heads, i, at);
+}
+
+/* The row of a token in a tensor, in another of its heads. */
+__device__ inline int64_t offset_at(const nsa_tensor &t, const place &x, int64_t head)
+{
+    return offset_of(t, x.s, x.seq.start, x.row, head);
+}
+
 /* Compressed blocks that position t sees; t may be negative. Also those of t + 1 tokens. */
 __device__ inline int64_t n_cmp_seen(const nsa_config &c, int64_t t)
 {
@@ -184,5 +214,14 @@ __device__ inline int lanes_before(unsigned flags)
 {
     return __popc(flags & ((1U << lane_index()) - 1U));
 }
+
+/* ---- Launches */
+
+/* kernel<<<>>> with a warp for each of n items. */
+#define LAUNCH_WARPS(kernel, n, stream, ...)                                                                           \
+    do {                                                                                                               \
+        if ((n) > 0)                                                                                                   \
+            kernel<<<grid_of(n, WARPS), WARP * WARPS, 0, stream>>>(__VA_ARGS__);                                       \
+    } while (0)
 
 #endif

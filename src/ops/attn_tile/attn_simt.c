@@ -35,18 +35,16 @@ static attn_simt args_of(const attn_problem *p)
 void attn_simt_forward(const void *problem, arena *ws)
 {
     const attn_simt args = args_of(problem);
-    if (arena_counts(ws) || ws->status != NSA_OK)
-        return;
-    cuda_launched(ws, "attention", launch_attn_forward(&args, ws->stream));
+    if (arena_launches(ws))
+        cuda_launched(ws, "attention", launch_attn_forward(&args, ws->stream));
 }
 
 void attn_simt_backward(const void *problem, arena *ws)
 {
     attn_simt args = args_of(problem);
     args.delta = arena_take(ws, i64_mul(args.seqs.total_q, args.cfg.c.n_heads_q), sizeof(float));
-    if (arena_counts(ws) || ws->status != NSA_OK)
-        return;
-    cuda_launched(ws, "dq of attention", launch_attn_dq(&args, ws->stream));
-    if (ws->status == NSA_OK)
+    if (arena_launches(ws))
+        cuda_launched(ws, "dq of attention", launch_attn_dq(&args, ws->stream));
+    if (arena_launches(ws))
         cuda_launched(ws, "dk and dv of attention", launch_attn_dkdv(&args, ws->stream));
 }

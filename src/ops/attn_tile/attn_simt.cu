@@ -18,29 +18,27 @@
 
 /* ---- Which keys a row sees */
 
+/* A token of a query head, the sequence's keys, its position. */
 typedef struct query {
-    int32_t s, head, kv_head;
-    seq_range q, k; /* tokens of the sequence */
-    int64_t row, t;
+    place at;
+    int32_t kv_head;
+    seq_range k;
+    int64_t t;
 } query;
 
 /* The i-th (token, head); false if no sequence has it. */
 static __device__ bool find_query(const attn_simt &p, int64_t i, query *x)
 {
-    const int64_t token = i / p.cfg.c.n_heads_q;
-    x->head = (int32_t)(i % p.cfg.c.n_heads_q);
-    x->kv_head = x->head / p.cfg.group;
-    x->s = seq_of_row(p.seqs.cu_q, p.seqs.n, 1, token);
-    x->q = seq_q(p.seqs, x->s);
-    x->k = seq_k(p.seqs, x->s);
-    x->row = token - x->q.start;
-    x->t = x->row + x->k.n - x->q.n;
-    return x->row >= 0 && x->row < x->q.n;
+    const bool found = find_q(p.seqs, p.cfg.c.n_heads_q, i, &x->at);
+    x->kv_head = x->at.head / p.cfg.group;
+    x->k = seq_k(p.seqs, x->at.s);
+    x->t = x->at.row + x->k.n - x->at.seq.n;
+    return found;
 }
 
-static __device__ int64_t at_query(const nsa_tensor &t, const query &x, int64_t head)
+static __device__ int64_t at_query(const nsa_tensor &t, const query &x)
 {
-    return offset_of(t, x.s, x.q.start, x.row, head);
+    return offset_at(t, x.at, x.at.head);
 }
 
 /* Where the keys of a sequence start in a packed tensor. */
@@ -60,7 +58,7 @@ static __device__ bool next_keys(const attn_simt &p, const query &x, key_span *k
 {
     const nsa_config &c = p.cfg.c;
     if (p.branch == NSA_SLC) {
-        const int32_t *idx = (const int32_t *)p.slc_idx.data + at_query(p.slc_idx, x, x.kv_head);
+        const int32_t *idx = (const int32_t *)p.slc_idx.data + offset_at(p.slc_idx, x.at, x.kv_head);
         int next = INT32_MAX;
         for (int i = lane_index(); i < c.slc_topk; i += WARP)
             next = idx[i] > keys->block ? min(next, idx[i]) : next;
@@ -126,10 +124,10 @@ static __global__ __launch_bounds__(WARP *WARPS) void forward_kernel(const __gri
         query x;
         if (!find_query(p, item, &x))
             continue;
-        load_row(q, (const T *)p.q.data + at_query(p.q, x, x.head), d_qk);
+        load_row(q, (const T *)p.q.data + at_query(p.q, x), d_qk);
         __syncwarp();
-        const T *k = (const T *)p.k.data + offset_of(p.k, x.s, key_start(p, x.k), 0, x.kv_head);
-        const T *v = (const T *)p.v.data + offset_of(p.v, x.s, key_start(p, x.k), 0, x.kv_head);
+        const T *k = (const T *)p.k.data + offset_of(p.k, x.at.s, key_start(p, x.k), 0, x.kv_head);
+        const T *v = (const T *)p.v.data + offset_of(p.v, x.at.s, key_start(p, x.k), 0, x.kv_head);
         float o[PER_LANE] = {0.0F}, max = -INFINITY, sum = 0.0F;
         key_span keys = {0, 0, -1};
         while (next_keys(p, x, &keys))
@@ -148,9 +146,9 @@ static __global__ __launch_bounds__(WARP *WARPS) void forward_kernel(const __gri
         const bool empty = sum == 0.0F;
         for (int i = 0; i < PER_LANE; i++)
             o[i] = empty ? 0.0F : o[i] / sum;
-        store_row(p.o, at_query(p.o, x, x.head), o, d_v, false);
+        store_row(p.o, at_query(p.o, x), o, d_v, false);
         if (lane_index() == 0)
-            store(p.lse, at_query(p.lse, x, x.head), empty ? -INFINITY : max + logf(sum));
+            store(p.lse, at_query(p.lse, x), empty ? -INFINITY : max + logf(sum));
         __syncwarp();
     }
 }
@@ -173,10 +171,10 @@ static __global__ __launch_bounds__(WARP *WARPS) void dq_kernel(const __grid_con
         query x;
         if (!find_query(p, item, &x))
             continue;
-        load_row(q, (const T *)p.q.data + at_query(p.q, x, x.head), d_qk);
-        const T *d_o_row = (const T *)p.d_o.data + at_query(p.d_o, x, x.head);
-        const T *o_row = (const T *)p.o.data + at_query(p.o, x, x.head);
-        const float gate = gate_at(p, at_query(p.gate, x, x.head));
+        load_row(q, (const T *)p.q.data + at_query(p.q, x), d_qk);
+        const T *d_o_row = (const T *)p.d_o.data + at_query(p.d_o, x);
+        const T *o_row = (const T *)p.o.data + at_query(p.o, x);
+        const float gate = gate_at(p, at_query(p.gate, x));
         float delta = 0.0F;
         for (int c = lane_index(); c < d_v; c += WARP) {
             d_o[c] = gate * to_float(d_o_row[c]);
@@ -186,9 +184,9 @@ static __global__ __launch_bounds__(WARP *WARPS) void dq_kernel(const __grid_con
         if (lane_index() == 0)
             p.delta[item] = delta;
         __syncwarp();
-        const float lse = load(p.lse, at_query(p.lse, x, x.head));
-        const T *k = (const T *)p.k.data + offset_of(p.k, x.s, key_start(p, x.k), 0, x.kv_head);
-        const T *v = (const T *)p.v.data + offset_of(p.v, x.s, key_start(p, x.k), 0, x.kv_head);
+        const float lse = load(p.lse, at_query(p.lse, x));
+        const T *k = (const T *)p.k.data + offset_of(p.k, x.at.s, key_start(p, x.k), 0, x.kv_head);
+        const T *v = (const T *)p.v.data + offset_of(p.v, x.at.s, key_start(p, x.k), 0, x.kv_head);
         float dq[PER_LANE] = {0.0F};
         key_span keys = {0, 0, -1};
         while (next_keys(p, x, &keys))
@@ -203,7 +201,7 @@ static __global__ __launch_bounds__(WARP *WARPS) void dq_kernel(const __grid_con
                 for (int i = 0; i < n; i++)
                     add_row(dq, __shfl_sync(~0U, ds, i), k + (j + i) * p.k.stride_token, d_qk);
             }
-        store_row(p.dq, at_query(p.dq, x, x.head), dq, d_qk, p.add_dq);
+        store_row(p.dq, at_query(p.dq, x), dq, d_qk, p.add_dq);
         __syncwarp();
     }
 }
@@ -307,31 +305,24 @@ static __global__ __launch_bounds__(WARP *WARPS) void dkdv_kernel(const __grid_c
 
 /* ---- Launches: all instantiations */
 
+#define LAUNCH_FOR_DTYPE(kernel, n, ...)                                                                               \
+    do {                                                                                                               \
+        switch (p->q.dtype) {                                                                                          \
+        case NSA_BF16: LAUNCH_WARPS(kernel<bf16>, n, stream, __VA_ARGS__); break;                                      \
+        case NSA_F16: LAUNCH_WARPS(kernel<f16>, n, stream, __VA_ARGS__); break;                                        \
+        default: LAUNCH_WARPS(kernel<float>, n, stream, __VA_ARGS__); break;                                           \
+        }                                                                                                              \
+    } while (0)
+
 int launch_attn_forward(const attn_simt *p, nsa_stream stream)
 {
-    const int64_t n = p->seqs.total_q * p->cfg.c.n_heads_q;
-    const unsigned grid = grid_of(n, WARPS), threads = WARP * WARPS;
-    if (n == 0)
-        return cudaSuccess;
-    switch (p->q.dtype) {
-    case NSA_BF16: forward_kernel<bf16><<<grid, threads, 0, stream>>>(*p); break;
-    case NSA_F16: forward_kernel<f16><<<grid, threads, 0, stream>>>(*p); break;
-    default: forward_kernel<float><<<grid, threads, 0, stream>>>(*p); break;
-    }
+    LAUNCH_FOR_DTYPE(forward_kernel, p->seqs.total_q * p->cfg.c.n_heads_q, *p);
     return cudaGetLastError();
 }
 
 int launch_attn_dq(const attn_simt *p, nsa_stream stream)
 {
-    const int64_t n = p->seqs.total_q * p->cfg.c.n_heads_q;
-    const unsigned grid = grid_of(n, WARPS), threads = WARP * WARPS;
-    if (n == 0)
-        return cudaSuccess;
-    switch (p->q.dtype) {
-    case NSA_BF16: dq_kernel<bf16><<<grid, threads, 0, stream>>>(*p); break;
-    case NSA_F16: dq_kernel<f16><<<grid, threads, 0, stream>>>(*p); break;
-    default: dq_kernel<float><<<grid, threads, 0, stream>>>(*p); break;
-    }
+    LAUNCH_FOR_DTYPE(dq_kernel, p->seqs.total_q * p->cfg.c.n_heads_q, *p);
     return cudaGetLastError();
 }
 
@@ -339,13 +330,6 @@ int launch_attn_dkdv(const attn_simt *p, nsa_stream stream)
 {
     const int64_t n_keys = p->branch == NSA_CMP ? p->seqs.total_k / p->cfg.c.cmp_stride : p->seqs.total_k;
     const int64_t n = n_keys * p->cfg.c.n_heads_kv;
-    const unsigned grid = grid_of(n, WARPS), threads = WARP * WARPS;
-    if (n == 0)
-        return cudaSuccess;
-    switch (p->q.dtype) {
-    case NSA_BF16: dkdv_kernel<bf16><<<grid, threads, 0, stream>>>(*p, n); break;
-    case NSA_F16: dkdv_kernel<f16><<<grid, threads, 0, stream>>>(*p, n); break;
-    default: dkdv_kernel<float><<<grid, threads, 0, stream>>>(*p, n); break;
-    }
+    LAUNCH_FOR_DTYPE(dkdv_kernel, n, *p, n);
     return cudaGetLastError();
 }

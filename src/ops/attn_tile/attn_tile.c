@@ -55,8 +55,9 @@ static attn_tile carve(const tile_run *run, const key_blocks *keys, arena *a)
     if (run->finish != NULL)
         t.kept = floats(a, most_blocks(keys), tile_rows * KEY_BLOCK);
     t.q = floats(a, tile_rows, t.ld_q);
+    if (!keys->ahead || run->pass == TILE_BACKWARD)
+        t.q_apart = floats(a, at_work + 1, t.ld_q); /* an odd last row pairs with zeros */
     if (!keys->ahead) {
-        t.q_apart = floats(a, at_work + 1, t.ld_q);
         t.q_lanes = floats(a, keys->units_qk, simd_pad(at_work));
         t.scores_t = floats(a, keys->lanes, simd_pad(at_work));
     }
@@ -72,7 +73,6 @@ static attn_tile carve(const tile_run *run, const key_blocks *keys, arena *a)
         t.gate = floats(a, tile_rows, 1);
         t.acc = floats(a, tile_rows, keys->ld_k);
         t.d_o = floats(a, tile_rows, t.ld_do);
-        t.q_apart = floats(a, at_work + 1, t.ld_q);
         t.do_apart = floats(a, at_work + 1, t.ld_do);
         t.row_lse = floats(a, at_work, 1);
         t.row_delta = floats(a, at_work, 1);

@@ -36,34 +36,34 @@ static int64_t tile_tokens(const attn_problem *p)
     return max_i64(tile_lane_tokens(p), min_i64(share, MOST_ROWS / config_group(p->cfg)));
 }
 
+static void run(tile_run all, arena *ws)
+{
+    all.period = KEY_BLOCK;
+    all.walk = walk;
+    tile_run_all(&all, ws);
+}
+
+/* Scores with all keys are kept: a tile is no larger than it must be. */
 void interval_finish(const attn_problem *p, arena *ws, tile_pass pass, visible_fn *visible, tile_finish_fn *finish,
                      size_t extra_bytes)
 {
-    const tile_run run = {.p = p,
-                          .pass = pass,
-                          .visible = visible,
-                          .period = KEY_BLOCK,
-                          .tokens = tile_lane_tokens(p), /* whose scores with all keys are kept */
-                          .walk = walk,
-                          .finish = finish,
-                          .extra_bytes = extra_bytes};
-    tile_run_all(&run, ws);
-}
-
-static void run(const attn_problem *p, arena *ws, tile_pass pass, visible_fn *visible, int64_t tokens)
-{
-    const tile_run all = {
-        .p = p, .pass = pass, .visible = visible, .period = KEY_BLOCK, .tokens = tokens, .walk = walk};
-    tile_run_all(&all, ws);
+    run((tile_run){.p = p,
+                   .pass = pass,
+                   .visible = visible,
+                   .tokens = tile_lane_tokens(p),
+                   .finish = finish,
+                   .extra_bytes = extra_bytes},
+        ws);
 }
 
 void interval_forward(const attn_problem *p, arena *ws, visible_fn *visible)
 {
-    run(p, ws, TILE_FORWARD, visible, tile_tokens(p));
+    run((tile_run){.p = p, .pass = TILE_FORWARD, .visible = visible, .tokens = tile_tokens(p)}, ws);
 }
 
-/* Its sums are made tile by tile: tiles do not depend on the number of threads. */
+/* Sums over keys are made tile by tile, so tiles do not depend on the number of threads. */
 void interval_backward(const attn_problem *p, arena *ws, visible_fn *visible)
 {
-    run(p, ws, TILE_BACKWARD, visible, max_i64(1, MOST_ROWS / config_group(p->cfg)));
+    const int64_t tokens = max_i64(1, MOST_ROWS / config_group(p->cfg));
+    run((tile_run){.p = p, .pass = TILE_BACKWARD, .visible = visible, .tokens = tokens}, ws);
 }

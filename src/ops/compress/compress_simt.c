@@ -64,10 +64,9 @@ static void take_backward(const compress_problem *p, compress_simt_args *a, aren
 
 static void run(const compress_simt_args *a, int (*kernels)(const compress_simt_args *, nsa_stream), arena *ws)
 {
-    if (arena_counts(ws) || ws->status != NSA_OK)
-        return;
-    cuda_launched(ws, "tables of compression", launch_compress_tables(a, ws->stream));
-    if (ws->status == NSA_OK)
+    if (arena_launches(ws))
+        cuda_launched(ws, "tables of compression", launch_compress_tables(a, ws->stream));
+    if (arena_launches(ws))
         cuda_launched(ws, "compression", kernels(a, ws->stream));
 }
 

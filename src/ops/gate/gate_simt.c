@@ -20,13 +20,13 @@ static gate_simt_args args_of(const gate_problem *p)
 void gate_simt(const void *problem, arena *ws)
 {
     const gate_simt_args a = args_of(problem);
-    if (!arena_counts(ws) && ws->status == NSA_OK)
+    if (arena_launches(ws))
         cuda_launched(ws, "gate", launch_gate(&a, ws->stream));
 }
 
 void gate_backward_simt(const void *problem, arena *ws)
 {
     const gate_simt_args a = args_of(problem);
-    if (!arena_counts(ws) && ws->status == NSA_OK)
+    if (arena_launches(ws))
         cuda_launched(ws, "backward of gate", launch_gate_backward(&a, ws->stream));
 }

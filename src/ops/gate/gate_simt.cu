@@ -2,33 +2,16 @@
 #include "ops/gate/gate_simt.h"
 #include "cuda/simt.cuh"
 
-typedef struct place {
-    int32_t s;
-    int64_t start, row, head;
-} place;
-
-/* The i-th (token, head); false if no sequence has it. */
-static __device__ bool find(const gate_simt_args &p, int64_t i, place *x)
-{
-    const int64_t token = i / p.cfg.c.n_heads_q;
-    x->head = i % p.cfg.c.n_heads_q;
-    x->s = seq_of_row(p.seqs.cu_q, p.seqs.n, 1, token);
-    const seq_range q = seq_q(p.seqs, x->s);
-    x->start = q.start;
-    x->row = token - q.start;
-    return x->row >= 0 && x->row < q.n;
-}
-
 static __device__ int64_t at(const nsa_tensor &t, const place &x)
 {
-    return offset_of(t, x.s, x.start, x.row, x.head);
+    return offset_at(t, x, x.head);
 }
 
 static __global__ __launch_bounds__(WARP *WARPS) void forward_kernel(const __grid_constant__ gate_simt_args p)
 {
     for (int64_t i = first_item(); i < p.seqs.total_q * p.cfg.c.n_heads_q; i += item_stride()) {
         place x;
-        if (!find(p, i, &x))
+        if (!find_q(p.seqs, p.cfg.c.n_heads_q, i, &x))
             continue;
         float g[NSA_N_BRANCHES];
         for (int b = 0; b < NSA_N_BRANCHES; b++)
@@ -46,7 +29,7 @@ static __global__ __launch_bounds__(WARP *WARPS) void backward_kernel(const __gr
 {
     for (int64_t i = first_item(); i < p.seqs.total_q * p.cfg.c.n_heads_q; i += item_stride()) {
         place x;
-        if (!find(p, i, &x))
+        if (!find_q(p.seqs, p.cfg.c.n_heads_q, i, &x))
             continue;
         for (int b = 0; b < NSA_N_BRANCHES; b++) {
             const float g = load(p.gate, at(p.gate, x) + b);
@@ -66,16 +49,12 @@ static __global__ __launch_bounds__(WARP *WARPS) void backward_kernel(const __gr
 
 int launch_gate(const gate_simt_args *p, nsa_stream stream)
 {
-    const int64_t n = p->seqs.total_q * p->cfg.c.n_heads_q;
-    if (n > 0)
-        forward_kernel<<<grid_of(n, WARPS), WARP * WARPS, 0, stream>>>(*p);
+    LAUNCH_WARPS(forward_kernel, p->seqs.total_q * p->cfg.c.n_heads_q, stream, *p);
     return cudaGetLastError();
 }
 
 int launch_gate_backward(const gate_simt_args *p, nsa_stream stream)
 {
-    const int64_t n = p->seqs.total_q * p->cfg.c.n_heads_q;
-    if (n > 0)
-        backward_kernel<<<grid_of(n, WARPS), WARP * WARPS, 0, stream>>>(*p);
+    LAUNCH_WARPS(backward_kernel, p->seqs.total_q * p->cfg.c.n_heads_q, stream, *p);
     return cudaGetLastError();
 }

@@ -22,6 +22,6 @@ void select_simt(const void *problem, arena *ws)
     };
     a.sum = arena_take(ws, i64_mul(a.n_warps, a.n_cmp), sizeof(float));
     a.score = arena_take(ws, i64_mul(a.n_warps, a.n_slc), sizeof(float));
-    if (!arena_counts(ws) && ws->status == NSA_OK)
+    if (arena_launches(ws))
         cuda_launched(ws, "selection", launch_select(&a, ws->stream));
 }

@@ -8,33 +8,30 @@
 #include "ops/select/select_simt.h"
 #include "cuda/simt.cuh"
 
+/* A token of a kv head, the sequence's keys, its position. */
 typedef struct row {
-    int32_t s, head; /* of K and V */
-    seq_range q, k;
-    int64_t r, t;
+    place at;
+    seq_range k;
+    int64_t t;
 } row;
 
 static __device__ bool find_row(const select_simt_args &p, int64_t i, row *x)
 {
-    const int64_t token = i / p.cfg.c.n_heads_kv;
-    x->head = (int32_t)(i % p.cfg.c.n_heads_kv);
-    x->s = seq_of_row(p.seqs.cu_q, p.seqs.n, 1, token);
-    x->q = seq_q(p.seqs, x->s);
-    x->k = seq_k(p.seqs, x->s);
-    x->r = token - x->q.start;
-    x->t = x->r + x->k.n - x->q.n;
-    return x->r >= 0 && x->r < x->q.n;
+    const bool found = find_q(p.seqs, p.cfg.c.n_heads_kv, i, &x->at);
+    x->k = seq_k(p.seqs, x->at.s);
+    x->t = x->at.row + x->k.n - x->at.seq.n;
+    return found;
 }
 
 /* P of the n visible blocks. */
 static __device__ void sum_heads(const select_simt_args &p, const row &x, float *q, float *sum, int64_t n)
 {
     const int d = p.cfg.c.d_qk;
-    const int64_t k_at = offset_of(p.k_cmp, x.s, x.k.start / p.cfg.c.cmp_stride, 0, x.head);
+    const int64_t k_at = offset_of(p.k_cmp, x.at.s, x.k.start / p.cfg.c.cmp_stride, 0, x.at.head);
     for (int g = 0; g < p.cfg.group; g++) {
-        const int64_t head = (int64_t)x.head * p.cfg.group + g;
-        const int64_t q_at = offset_of(p.q, x.s, x.q.start, x.r, head);
-        const float lse = load(p.lse, offset_of(p.lse, x.s, x.q.start, x.r, head));
+        const int64_t head = (int64_t)x.at.head * p.cfg.group + g;
+        const int64_t q_at = offset_at(p.q, x.at, head);
+        const float lse = load(p.lse, offset_at(p.lse, x.at, head));
         for (int c = lane_index(); c < d; c += WARP)
             q[c] = load(p.q, q_at + c);
         __syncwarp();
@@ -125,7 +122,7 @@ static __global__ __launch_bounds__(WARP *WARPS) void select_kernel(const __grid
         row x;
         if (!find_row(p, i, &x))
             continue;
-        int32_t *out = (int32_t *)p.slc_idx.data + offset_of(p.slc_idx, x.s, x.q.start, x.r, x.head);
+        int32_t *out = (int32_t *)p.slc_idx.data + offset_at(p.slc_idx, x.at, x.at.head);
         const int64_t cur = x.t < 0 ? -1 : x.t / c.slc_block;
         if (cur < c.slc_topk) { /* no more candidates than are selected */
             for (int j = lane_index(); j < c.slc_topk; j += WARP)
@@ -144,7 +141,6 @@ static __global__ __launch_bounds__(WARP *WARPS) void select_kernel(const __grid
 
 int launch_select(const select_simt_args *p, nsa_stream stream)
 {
-    if (p->n_warps > 0)
-        select_kernel<<<grid_of(p->n_warps, WARPS), WARP * WARPS, 0, stream>>>(*p);
+    LAUNCH_WARPS(select_kernel, p->n_warps, stream, *p);
     return cudaGetLastError();
 }
