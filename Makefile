@@ -8,7 +8,7 @@ build:
 	cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release >/dev/null
 	cmake --build $(BUILD) -j $(JOBS)
 
-# Trains a small NSA model and its dense twin, compares, asks and draws them: four to five minutes. Results in demo/.
+# Trains a small NSA model and its dense twin, compares, asks and draws them: four to six minutes. Results in demo/.
 demo: setup
 	cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release >/dev/null
 	cmake --build $(BUILD) -j $(JOBS) --target nsa nsa_command

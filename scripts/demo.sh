@@ -3,7 +3,7 @@
 #
 # Trains a small NSA model and its dense twin on the King James Bible (same text, seed and steps), shows their losses
 # side by side, lets the NSA model write, asks it for facts hidden in long texts, draws what it attends to, and measures
-# the attention alone by length. Four to five minutes on two cores. Nothing adapts to the machine: the losses reproduce.
+# the attention alone by length. Four to six minutes on two cores. Nothing adapts to the machine: the losses reproduce.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
