@@ -176,9 +176,19 @@ __device__ inline bool find_place(const int32_t *cu, int32_t n_seqs, int64_t tot
     return x->row >= 0 && x->row < x->seq.n;
 }
 
-__device__ inline bool find_q(const simt_seqs &x, int32_t n_heads, int64_t i, place *at)
+/* A token of a head, its sequence's keys, its position among them. */
+typedef struct query {
+    place at;
+    seq_range k;
+    int64_t t;
+} query;
+
+__device__ inline bool find_query(const simt_seqs &seqs, int32_t n_heads, int64_t i, query *x)
 {
-    return find_place(x.cu_q, x.n, x.total_q, x.max_q, n_heads, i, at);
+    const bool found = find_place(seqs.cu_q, seqs.n, seqs.total_q, seqs.max_q, n_heads, i, &x->at);
+    x->k = seq_k(seqs, x->at.s);
+    x->t = x->at.row + x->k.n - x->at.seq.n;
+    return found;
 }
 
 /* The row of a token in a tensor, in another of its heads. */

@@ -18,22 +18,9 @@
 
 /* ---- Which keys a row sees */
 
-/* A token of a query head, the sequence's keys, its position. */
-typedef struct query {
-    place at;
-    int32_t kv_head;
-    seq_range k;
-    int64_t t;
-} query;
-
-/* The i-th (token, head); false if no sequence has it. */
-static __device__ bool find_query(const attn_simt &p, int64_t i, query *x)
+static __device__ int kv_head_of(const attn_simt &p, const query &x)
 {
-    const bool found = find_q(p.seqs, p.cfg.c.n_heads_q, i, &x->at);
-    x->kv_head = x->at.head / p.cfg.group;
-    x->k = seq_k(p.seqs, x->at.s);
-    x->t = x->at.row + x->k.n - x->at.seq.n;
-    return found;
+    return x.at.head / p.cfg.group;
 }
 
 static __device__ int64_t at_query(const nsa_tensor &t, const query &x)
@@ -58,7 +45,7 @@ static __device__ bool next_keys(const attn_simt &p, const query &x, key_span *k
 {
     const nsa_config &c = p.cfg.c;
     if (p.branch == NSA_SLC) {
-        const int32_t *idx = (const int32_t *)p.slc_idx.data + offset_at(p.slc_idx, x.at, x.kv_head);
+        const int32_t *idx = (const int32_t *)p.slc_idx.data + offset_at(p.slc_idx, x.at, kv_head_of(p, x));
         int next = INT32_MAX;
         for (int i = lane_index(); i < c.slc_topk; i += WARP)
             next = idx[i] > keys->block ? min(next, idx[i]) : next;
@@ -122,12 +109,12 @@ static __global__ __launch_bounds__(WARP *WARPS) void forward_kernel(const __gri
     const int64_t n_items = p.seqs.total_q * p.cfg.c.n_heads_q;
     for (int64_t item = first_item(); item < n_items; item += item_stride()) {
         query x;
-        if (!find_query(p, item, &x))
+        if (!find_query(p.seqs, p.cfg.c.n_heads_q, item, &x))
             continue;
         load_row(q, (const T *)p.q.data + at_query(p.q, x), d_qk);
         __syncwarp();
-        const T *k = (const T *)p.k.data + offset_of(p.k, x.at.s, key_start(p, x.k), 0, x.kv_head);
-        const T *v = (const T *)p.v.data + offset_of(p.v, x.at.s, key_start(p, x.k), 0, x.kv_head);
+        const T *k = (const T *)p.k.data + offset_of(p.k, x.at.s, key_start(p, x.k), 0, kv_head_of(p, x));
+        const T *v = (const T *)p.v.data + offset_of(p.v, x.at.s, key_start(p, x.k), 0, kv_head_of(p, x));
         float o[PER_LANE] = {0.0F}, max = -INFINITY, sum = 0.0F;
         key_span keys = {0, 0, -1};
         while (next_keys(p, x, &keys))
@@ -169,7 +156,7 @@ static __global__ __launch_bounds__(WARP *WARPS) void dq_kernel(const __grid_con
     const int64_t n_items = p.seqs.total_q * p.cfg.c.n_heads_q;
     for (int64_t item = first_item(); item < n_items; item += item_stride()) {
         query x;
-        if (!find_query(p, item, &x))
+        if (!find_query(p.seqs, p.cfg.c.n_heads_q, item, &x))
             continue;
         load_row(q, (const T *)p.q.data + at_query(p.q, x), d_qk);
         const T *d_o_row = (const T *)p.d_o.data + at_query(p.d_o, x);
@@ -185,8 +172,8 @@ static __global__ __launch_bounds__(WARP *WARPS) void dq_kernel(const __grid_con
             p.delta[item] = delta;
         __syncwarp();
         const float lse = load(p.lse, at_query(p.lse, x));
-        const T *k = (const T *)p.k.data + offset_of(p.k, x.at.s, key_start(p, x.k), 0, x.kv_head);
-        const T *v = (const T *)p.v.data + offset_of(p.v, x.at.s, key_start(p, x.k), 0, x.kv_head);
+        const T *k = (const T *)p.k.data + offset_of(p.k, x.at.s, key_start(p, x.k), 0, kv_head_of(p, x));
+        const T *v = (const T *)p.v.data + offset_of(p.v, x.at.s, key_start(p, x.k), 0, kv_head_of(p, x));
         float dq[PER_LANE] = {0.0F};
         key_span keys = {0, 0, -1};
         while (next_keys(p, x, &keys))

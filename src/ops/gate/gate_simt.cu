@@ -2,6 +2,12 @@
 #include "ops/gate/gate_simt.h"
 #include "cuda/simt.cuh"
 
+/* The i-th (token, head); false if no sequence has it. */
+static __device__ bool find(const gate_simt_args &p, int64_t i, place *x)
+{
+    return find_place(p.seqs.cu_q, p.seqs.n, p.seqs.total_q, p.seqs.max_q, p.cfg.c.n_heads_q, i, x);
+}
+
 static __device__ int64_t at(const nsa_tensor &t, const place &x)
 {
     return offset_at(t, x, x.head);
@@ -11,7 +17,7 @@ static __global__ __launch_bounds__(WARP *WARPS) void forward_kernel(const __gri
 {
     for (int64_t i = first_item(); i < p.seqs.total_q * p.cfg.c.n_heads_q; i += item_stride()) {
         place x;
-        if (!find_q(p.seqs, p.cfg.c.n_heads_q, i, &x))
+        if (!find(p, i, &x))
             continue;
         float g[NSA_N_BRANCHES];
         for (int b = 0; b < NSA_N_BRANCHES; b++)
@@ -29,7 +35,7 @@ static __global__ __launch_bounds__(WARP *WARPS) void backward_kernel(const __gr
 {
     for (int64_t i = first_item(); i < p.seqs.total_q * p.cfg.c.n_heads_q; i += item_stride()) {
         place x;
-        if (!find_q(p.seqs, p.cfg.c.n_heads_q, i, &x))
+        if (!find(p, i, &x))
             continue;
         for (int b = 0; b < NSA_N_BRANCHES; b++) {
             const float g = load(p.gate, at(p.gate, x) + b);

@@ -8,23 +8,8 @@
 #include "ops/select/select_simt.h"
 #include "cuda/simt.cuh"
 
-/* A token of a kv head, the sequence's keys, its position. */
-typedef struct row {
-    place at;
-    seq_range k;
-    int64_t t;
-} row;
-
-static __device__ bool find_row(const select_simt_args &p, int64_t i, row *x)
-{
-    const bool found = find_q(p.seqs, p.cfg.c.n_heads_kv, i, &x->at);
-    x->k = seq_k(p.seqs, x->at.s);
-    x->t = x->at.row + x->k.n - x->at.seq.n;
-    return found;
-}
-
 /* P of the n visible blocks. */
-static __device__ void sum_heads(const select_simt_args &p, const row &x, float *q, float *sum, int64_t n)
+static __device__ void sum_heads(const select_simt_args &p, const query &x, float *q, float *sum, int64_t n)
 {
     const int d = p.cfg.c.d_qk;
     const int64_t k_at = offset_of(p.k_cmp, x.at.s, x.k.start / p.cfg.c.cmp_stride, 0, x.at.head);
@@ -119,8 +104,8 @@ static __global__ __launch_bounds__(WARP *WARPS) void select_kernel(const __grid
         return;
     float *sum = p.sum + warp * p.n_cmp, *score = p.score + warp * p.n_slc;
     for (int64_t i = warp; i < p.seqs.total_q * c.n_heads_kv; i += p.n_warps) {
-        row x;
-        if (!find_row(p, i, &x))
+        query x; /* of a kv head */
+        if (!find_query(p.seqs, c.n_heads_kv, i, &x))
             continue;
         int32_t *out = (int32_t *)p.slc_idx.data + offset_at(p.slc_idx, x.at, x.at.head);
         const int64_t cur = x.t < 0 ? -1 : x.t / c.slc_block;
