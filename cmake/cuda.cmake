@@ -1,4 +1,4 @@
-# CUDA, if NSA_CUDA says so: kernels (src/**/*.cu) and their drivers (src/**/*_simt.c) join nsa_objects. The runtime is
+# CUDA, if NSA_CUDA says so: kernels (src/**/*.cu) and their drivers (src/**/*_{simt,sm90}.c) join nsa_objects. The runtime is
 # linked statically and the driver is found when a context is made, so the library loads on a machine without either.
 set(NSA_CUDA_FOUND OFF)
 if(NSA_CUDA STREQUAL "OFF")
@@ -24,9 +24,16 @@ endif()
 set(NSA_CUDA_FOUND ON)
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
-# As for C: FMA is written, never inferred. PTX of 8.0 serves GPUs that have no code of their own here.
-set(NSA_CUDA_OPTIONS -fmad=false -gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_80,code=compute_80
+# As for C: FMA is written, never inferred.
+set(NSA_CUDA_OPTIONS -fmad=false -gencode=arch=compute_90a,code=sm_90a
     -Xcompiler=-Wall,-Wextra,-Wshadow,-fno-exceptions,-fno-rtti)
 if(NSA_WERROR)
     list(APPEND NSA_CUDA_OPTIONS -Werror=all-warnings)
 endif()
+
+# Kernels that are not written for sm_90 are there as PTX of 8.0 too, for GPUs that have no code of their own here.
+function(nsa_cuda_architectures)
+    list(FILTER ARGN INCLUDE REGEX "\\.cu$")
+    list(FILTER ARGN EXCLUDE REGEX "_sm90\\.cu$")
+    set_property(SOURCE ${ARGN} APPEND PROPERTY COMPILE_OPTIONS -gencode=arch=compute_80,code=compute_80)
+endfunction()

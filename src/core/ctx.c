@@ -4,6 +4,7 @@
 
 #include <omp.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { MAX_THREADS = 1024 };
 
@@ -66,6 +67,11 @@ void nsa_ctx_destroy(nsa_ctx *ctx)
 int32_t nsa_ctx_threads(const nsa_ctx *ctx)
 {
     return ctx == NULL ? 0 : ctx->n_threads;
+}
+
+bool ctx_is_sm90(const nsa_ctx *ctx)
+{
+    return ctx->cuda && strcmp(ctx->isa, "sm_90") == 0;
 }
 
 const char *nsa_ctx_isa(const nsa_ctx *ctx)

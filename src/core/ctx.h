@@ -16,6 +16,9 @@ struct nsa_ctx {
     char isa[16]; /* "sm_90" */
 };
 
+/* Whether the kernels for Hopper run there. */
+bool ctx_is_sm90(const nsa_ctx *ctx);
+
 nsa_status check_ctx(const nsa_ctx *ctx); /* not NULL */
 
 /* Whether ctx computes in this type; others than those of tensors are not its business. */
