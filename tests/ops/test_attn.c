@@ -10,6 +10,7 @@ static const nsa_config block_sizes[] = {
     {sizeof(nsa_config), 0, 0, 0, 0, 6, 3, 9, 2, 0, 1, 1, 0.0},
     {sizeof(nsa_config), 0, 0, 0, 0, 1, 1, 1, 9, 1, 1, INT32_MAX, 0.0},
     {sizeof(nsa_config), 0, 0, 0, 0, 48, 24, 144, 2, 0, 1, 200, 0.0}, /* longer than a tile's block of keys */
+    {sizeof(nsa_config), 0, 0, 0, 0, 16, 8, 32, 3, 1, 1, 40, 0.0},
 };
 
 typedef struct scenario {
@@ -41,8 +42,16 @@ static const scenario scenarios[] = {
     {3, 331, {1, 1, 8, 8, NSA_F32, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
     {4, 331, {2, 1, 8, 24, NSA_F32, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, true, 0.0}},
     {4, 331, {3, 1, 16, 16, NSA_F16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+    /* What kernels for tensor cores take, in sequences of several of their tiles. */
+    {5, 97, {16, 1, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, true, 0.0}},
+    {1, 203, {4, 1, 64, 64, NSA_BF16, LAYOUT_BSHD, LAYOUT_BHSD, LAYOUT_BHSD, true, 0.0}},
+    {5, 131, {7, 1, 128, 128, NSA_BF16, LAYOUT_HTD, LAYOUT_HTD, LAYOUT_HTD, false, 0.0}},
+    {5, 131, {2, 1, 192, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, true, 0.0}},
+    {1, 203, {1, 2, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_BSHD, LAYOUT_THD, false, 0.0}},
+    {0, 67, {3, 1, 256, 256, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_BHSD, true, 0.0}},
+    {0, 67, {20, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 1.0}},
 };
-enum { N_SCENARIOS = sizeof scenarios / sizeof *scenarios };
+enum { N_SCENARIOS = sizeof scenarios / sizeof *scenarios, TENSOR_CORES = 22 /* the first of those */ };
 
 static const nsa_ctx oracle_ctx = {.n_threads = 1, .reference = true};
 
@@ -155,8 +164,8 @@ static void test_adds_to_gradients(void **state)
 {
     const attn_op *op = *state;
     rng r = rng_new();
-    const int chosen[] = {0, 1, 2, 3, 12};
-    for (int i = 0; i < 5; i++) {
+    const int chosen[] = {0, 1, 2, 3, 12, TENSOR_CORES + 1, TENSOR_CORES + 3};
+    for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++) {
         const scenario *sc = &scenarios[chosen[i]];
         attn_case c;
         start_case(&c, op, sc, &r);
@@ -216,8 +225,8 @@ static void compare_threads(const attn_case *c, const scenario *sc, const nsa_ct
 static void test_same_bits_for_any_threads(void **state)
 {
     rng r = rng_new();
-    const int chosen[] = {3, 9, 15, 16};
-    for (int i = 0; i < 4; i++) {
+    const int chosen[] = {3, 9, 15, 16, TENSOR_CORES + 3};
+    for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++) {
         attn_case c;
         start_case(&c, *state, &scenarios[chosen[i]], &r);
         each_impl(&c, &scenarios[chosen[i]], 1, compare_threads, NULL);
@@ -240,13 +249,14 @@ static void test_same_bits_in_every_layout(void **state)
     static const scenario base[] = {
         {0, 0, {3, 2, 16, 16, NSA_F32, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, true, 0.0}},
         {2, 0, {1, 3, 24, 7, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+        {1, 0, {4, 2, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, true, 0.0}},
     };
     static const seq_lengths lengths[] = {{13, 13}, {0, 5}, {29, 29}, {3, 37}, {6, 2}};
     rng r = rng_new();
-    for (int i = 0; i < 2; i++)
+    for (size_t i = 0; i < sizeof base / sizeof *base; i++)
         for (int as = LAYOUT_THD; as < n_test_layouts(); as++) {
             testlib_reset();
-            snprintf(case_name, sizeof case_name, "case %d in layout %d", i, as);
+            snprintf(case_name, sizeof case_name, "case %d in layout %d", (int)i, as);
             scenario sc = base[i];
             sc.shape.q = sc.shape.kv = (layout)as;
             sc.shape.out = output_layout((layout)as);
@@ -333,8 +343,8 @@ static void compare_with_clean(const attn_case *c, const scenario *sc, const nsa
 static void test_nan_outside_the_set(void **state)
 {
     rng r = rng_new();
-    const int chosen[] = {0, 1, 5, 9, 11};
-    for (int i = 0; i < 5; i++) {
+    const int chosen[] = {0, 1, 5, 9, 11, TENSOR_CORES + 2};
+    for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++) {
         const scenario *sc = &scenarios[chosen[i]];
         planted x;
         start_case(&x.clean, *state, sc, &r);
