@@ -1,15 +1,18 @@
 /*
  * nsa bench. What is measured: one shape's operations (bench_case.c), a decoded token over many caches
  * (bench_decode.c), oneDNN's dense attention (bench_onednn.c), a training step (bench_train.c); how often
- * (bench_time.c) and against which ceiling (bench_peak.c); how it is told (bench_report.c); which shapes there are
- * without arguments (bench_suite.c).
+ * (bench_time.c) and against which ceiling (bench_peak.c, bench_work.c); how it is told (bench_report.c); which shapes
+ * there are without arguments (bench_suite.c; on a GPU bench_gpu.c). What a GPU needs of the CUDA runtime is in
+ * bench_cuda.c, its kernels in bench_cuda.cu; a build for the CPU only has neither them nor bench_gpu.c.
  */
 #ifndef CLI_BENCH_H
 #define CLI_BENCH_H
 
 #include <nsa.h>
 
-#include <stdbool.h>
+#include "cli/bench_random.h"
+
+#include <stddef.h>
 
 /* Dot products of all threads in registers, GFLOP/s: the ceiling of kernels of the instruction set `isa` (nsa_ctx_isa)
  * over tensors of that dtype. */
@@ -21,6 +24,7 @@ typedef struct bench_shape {
     int32_t batch, seqlen;
     nsa_phi_kind phi;
     int64_t seed;
+    bool clustered; /* queries turn slowly from token to token, so that neighbours select much the same */
 } bench_shape;
 
 typedef enum bench_op {
@@ -48,6 +52,16 @@ extern const char *const bench_attention_names[BENCH_N_ATTENTIONS];
  * backward. Nothing else counts: not phi, not the selection, not what a kernel computes twice. 0: no such pairs. */
 double bench_flop(const bench_shape *shape, bench_op op, bench_attention attention);
 
+/* What an operation cannot do without: that arithmetic and the selection's scores, and each input and output once. */
+typedef struct bench_work {
+    double flop, bytes;
+} bench_work;
+bench_work bench_least_work(const bench_shape *shape, bench_op op, bench_attention attention);
+
+/* Of the selected blocks that are not forced, the share that the token before has selected, too; -1: no token has any.
+ * slc_idx: packed, of one sequence. */
+double bench_overlap(const nsa_config *cfg, const int32_t *slc_idx, int64_t n_tokens);
+
 /* ---- How often --------------------------------------------------------------------------------------------------- */
 
 typedef struct bench_effort {
@@ -66,24 +80,51 @@ typedef bool bench_step(void *self);
 /* Times run(self) after prepare(self), which may be NULL and is not timed. */
 bool bench_repeat(void *self, bench_step *prepare, bench_step *run, const bench_effort *effort, bench_time *time);
 
+/* ---- Where ------------------------------------------------------------------------------------------------------- */
+
+/* Memory that a context's kernels reach, and how time is taken there. */
+typedef struct bench_device {
+    int n_sets;                  /* sets of inputs that a repetition takes in turn */
+    nsa_stream stream;           /* of the calls */
+    void *(*take)(size_t bytes); /* zeroed; NULL: it does not fit */
+    void (*release)(void *p);
+    bool (*fill)(void *p, nsa_dtype dtype, int64_t count, const bench_random *random);
+    bool (*write)(void *to, const void *from, size_t bytes); /* from ordinary memory */
+    bool (*read)(void *to, const void *from, size_t bytes);  /* to it */
+    bool (*repeat)(void *self, bench_step *prepare, bench_step *run, const bench_effort *effort, bench_time *time);
+} bench_device;
+
+extern const bench_device bench_cpu;
+
 /* ---- What -------------------------------------------------------------------------------------------------------- */
 
 /* The tensors of one shape and all that its operations need but those of decode. NULL: no memory. */
 typedef struct bench_case bench_case;
-bench_case *bench_case_create(const nsa_ctx *ctx, const bench_shape *shape);
+bench_case *bench_case_create(const nsa_ctx *ctx, const bench_device *device, const bench_shape *shape);
 void bench_case_destroy(bench_case *b);
 
-/* By the library, of BENCH_NSA or BENCH_DENSE. Backward, slc_attn, ... need what forward left. */
+/* Leaves what backward and others need, unless a measurement has. They do this themselves. */
+bool bench_case_forward(bench_case *b, bench_attention attention);
+
+/* By the library, of BENCH_NSA or BENCH_DENSE. */
 bool bench_measure(bench_case *b, bench_op op, bench_attention attention, const bench_effort *effort, bench_time *time);
 
-/* Of the last measurement: bytes of workspace; of the q, k, v and o that a forward by its attention takes. */
+/* Of the last measurement: bytes of workspace; of the q, k, v and o that a forward by its attention takes; of what its
+ * forward leaves for backward. */
 size_t bench_case_workspace(const bench_case *b);
 size_t bench_case_tensors(const bench_case *b);
+size_t bench_case_residuals(const bench_case *b);
+
+/* bench_overlap of what a forward has selected. */
+bool bench_case_overlap(const bench_case *b, double *overlap);
+
+/* Whether the last measurement failed because memory or the operation is not there. */
+bool bench_case_lacks(const bench_case *b);
 
 /* What oneDNN computes in where the tensors are of that dtype: bf16 if the CPU multiplies it, else f32. */
 nsa_dtype bench_onednn_dtype(nsa_dtype dtype);
 
-/* The dense forward by oneDNN, which must agree with that of the library, measured before. *block: query tokens at a
+/* The dense forward by oneDNN, which must agree with that of the library, made before. *block: query tokens at a
  * time; 0 tries some and tells the fastest. */
 bool bench_measure_onednn(const bench_case *b, int64_t *block, const bench_effort *effort, bench_time *time);
 

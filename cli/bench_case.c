@@ -8,46 +8,12 @@ const char *const bench_op_names[BENCH_N_OPS] = {"forward",  "backward", "prefil
                                                  "slc_attn", "win_attn", "gate",     "train_step"};
 const char *const bench_attention_names[BENCH_N_ATTENTIONS] = {"nsa", "dense", "onednn"};
 
-/* ---- Work -------------------------------------------------------------------------------------------------------- */
-
-static bool is_part(bench_op op, bench_op part)
-{
-    return op == part || op == BENCH_FORWARD || op == BENCH_FORWARD_GIVEN || op == BENCH_BACKWARD ||
-           op == BENCH_PREFILL || op == BENCH_DECODE;
-}
-
-static int64_t attended(const nsa_config *cfg, bench_op op, bench_attention attention, int64_t t)
-{
-    if (attention != BENCH_NSA)
-        return t + 1;
-    const int64_t cur = t / cfg->slc_block;
-    const int64_t selected = cur + 1 < cfg->slc_topk ? cur + 1 : cfg->slc_topk;
-    const int64_t slc = (selected - 1) * cfg->slc_block + t % cfg->slc_block + 1; /* the current block is forced */
-    const int64_t win = t + 1 < cfg->win_size ? t + 1 : cfg->win_size;
-    return (is_part(op, BENCH_CMP_ATTN) ? nsa_n_cmp(cfg, t + 1) : 0) + (is_part(op, BENCH_SLC_ATTN) ? slc : 0) +
-           (is_part(op, BENCH_WIN_ATTN) ? win : 0);
-}
-
-double bench_flop(const bench_shape *shape, bench_op op, bench_attention attention)
-{
-    double pairs = 0;
-    if (op == BENCH_DECODE)
-        pairs = (double)attended(&shape->cfg, op, attention, shape->seqlen);
-    else
-        for (int64_t t = 0; t < shape->seqlen; t++)
-            pairs += (double)attended(&shape->cfg, op, attention, t);
-    const double flop = 2.0 * (shape->cfg.d_qk + shape->cfg.d_v) * shape->cfg.n_heads_q * shape->batch * pairs;
-    return op == BENCH_BACKWARD ? 2.5 * flop : flop;
-}
-
 /* ---- Tensors ----------------------------------------------------------------------------------------------------- */
 
 static void make_batch(bench_case *b)
 {
     const int32_t n = b->shape.batch, seqlen = b->shape.seqlen;
-    b->cu = bench_take(&b->memory, (int64_t)n + 1, sizeof(int32_t));
-    for (int32_t s = 0; !b->memory.out_of_memory && s <= n; s++)
-        b->cu[s] = s * seqlen;
+    b->cu = bench_take_cu(&b->memory, n, seqlen);
     b->batch = (nsa_batch){n, seqlen, seqlen, (int64_t)n * seqlen, (int64_t)n * seqlen, b->cu, b->cu};
 }
 
@@ -59,7 +25,7 @@ static void make_training(bench_case *b)
     bench_tensors *m = &b->memory;
     nsa_forward_args *f = &b->forward;
     nsa_backward_args *g = &b->backward;
-    f->q[0] = f->q[1] = f->q[2] = bench_random_tensor(m, rows, dtype, cfg->n_heads_q, cfg->d_qk);
+    f->q[0] = f->q[1] = f->q[2] = bench_random_q(m, rows, &b->shape);
     g->dq[0] = g->dq[1] = g->dq[2] = bench_tensor(m, rows, dtype, cfg->n_heads_q, cfg->d_qk);
     for (int c = 0; c < NSA_N_BRANCHES; c++) {
         f->k[c] = bench_random_tensor(m, rows, dtype, cfg->n_heads_kv, cfg->d_qk);
@@ -123,23 +89,35 @@ static bool make_prefill(bench_case *b)
     return true;
 }
 
-bench_case *bench_case_create(const nsa_ctx *ctx, const bench_shape *shape)
+static bench_case *create_one(const nsa_ctx *ctx, const bench_device *device, const bench_shape *shape, int64_t seed)
 {
     bench_case *b = calloc(1, sizeof *b);
-    if (b == NULL)
+    if (b == NULL) {
+        (void)lm_out_of_memory("a case");
         return NULL;
+    }
     b->ctx = ctx;
+    b->device = device;
     b->shape = *shape;
-    b->memory.random = (uint64_t)shape->seed;
+    b->memory.random = (uint64_t)seed;
+    b->memory.device = device;
     make_batch(b);
     bench_make_phi(&b->memory, shape, shape->cfg.d_qk, &b->phi[0], &b->dphi[0]);
     bench_make_phi(&b->memory, shape, shape->cfg.d_v, &b->phi[1], &b->dphi[1]);
     make_training(b);
     make_dense(b);
-    if (!make_prefill(b) || b->memory.out_of_memory) {
+    if ((device == &bench_cpu && !make_prefill(b)) || b->memory.out_of_memory) {
         bench_case_destroy(b);
         return NULL;
     }
+    return b;
+}
+
+bench_case *bench_case_create(const nsa_ctx *ctx, const bench_device *device, const bench_shape *shape)
+{
+    bench_case *b = create_one(ctx, device, shape, shape->seed);
+    if (b != NULL && device->n_sets > 1)
+        b->other = create_one(ctx, device, shape, shape->seed + 1);
     return b;
 }
 
@@ -147,8 +125,9 @@ void bench_case_destroy(bench_case *b)
 {
     if (b == NULL)
         return;
+    bench_case_destroy(b->other);
     bench_tensors_free(&b->memory);
-    free(b->workspace);
+    b->device->release(b->workspace);
     free(b);
 }
 
@@ -162,6 +141,30 @@ size_t bench_case_tensors(const bench_case *b)
     const nsa_config *cfg = &b->shape.cfg;
     const int64_t heads = cfg->n_heads_q + (b->attention == BENCH_NSA ? NSA_N_BRANCHES : 1) * (int64_t)cfg->n_heads_kv;
     return (size_t)(b->batch.total_q * heads * (cfg->d_qk + cfg->d_v)) * bench_element_size(b->shape.dtype);
+}
+
+size_t bench_case_residuals(const bench_case *b)
+{
+    return (size_t)bench_residual_bytes(&b->shape, b->attention);
+}
+
+bool bench_case_lacks(const bench_case *b)
+{
+    return b->lacks;
+}
+
+bool bench_case_overlap(const bench_case *b, double *overlap)
+{
+    const nsa_config *cfg = &b->shape.cfg;
+    const size_t bytes = size_of(i64_mul(b->batch.total_q, (int64_t)cfg->n_heads_kv * cfg->slc_topk), sizeof(int32_t));
+    int32_t *slc_idx = lm_alloc_zeroed(bytes);
+    if (slc_idx == NULL)
+        return lm_out_of_memory("selected blocks");
+    const bool read = b->device->read(slc_idx, b->forward.slc_idx.data, bytes);
+    if (read)
+        *overlap = bench_overlap(cfg, slc_idx, b->shape.seqlen);
+    free(slc_idx);
+    return read;
 }
 
 /* ---- Runs -------------------------------------------------------------------------------------------------------- */
@@ -178,8 +181,9 @@ static nsa_status call_branch(bench_case *b, int branch, const nsa_config *cfg, 
     } calls[] = {[NSA_CMP] = {nsa_cmp_attn_workspace, nsa_cmp_attn},
                  [NSA_SLC] = {nsa_slc_attn_workspace, nsa_slc_attn},
                  [NSA_WIN] = {nsa_win_attn_workspace, nsa_win_attn}};
-    return bytes != NULL ? calls[branch].workspace(b->ctx, cfg, &b->batch, args, bytes)
-                         : calls[branch].run(b->ctx, cfg, &b->batch, args, b->workspace, b->workspace_bytes, NULL);
+    return bytes != NULL
+               ? calls[branch].workspace(b->ctx, cfg, &b->batch, args, bytes)
+               : calls[branch].run(b->ctx, cfg, &b->batch, args, b->workspace, b->workspace_bytes, b->device->stream);
 }
 
 static nsa_status call_dense(bench_case *b, bench_op op, size_t *bytes)
@@ -188,7 +192,7 @@ static nsa_status call_dense(bench_case *b, bench_op op, size_t *bytes)
         return call_branch(b, NSA_WIN, &b->dense, &b->dense_forward, bytes);
     return bytes != NULL ? nsa_win_attn_backward_workspace(b->ctx, &b->dense, &b->batch, &b->dense_backward, bytes)
                          : nsa_win_attn_backward(b->ctx, &b->dense, &b->batch, &b->dense_backward, b->workspace,
-                                                 b->workspace_bytes, NULL);
+                                                 b->workspace_bytes, b->device->stream);
 }
 
 static nsa_status call_compress(bench_case *b, size_t *bytes)
@@ -202,7 +206,8 @@ static nsa_status call_compress(bench_case *b, size_t *bytes)
     for (int i = 0; i < 2 && status == NSA_OK; i++) {
         size_t one = 0;
         status = bytes != NULL ? nsa_compress_workspace(b->ctx, cfg, &b->batch, &args[i], &one)
-                               : nsa_compress(b->ctx, cfg, &b->batch, &args[i], b->workspace, b->workspace_bytes, NULL);
+                               : nsa_compress(b->ctx, cfg, &b->batch, &args[i], b->workspace, b->workspace_bytes,
+                                              b->device->stream);
         most = one > most ? one : most;
     }
     if (bytes != NULL)
@@ -215,15 +220,16 @@ static nsa_status call_select(bench_case *b, size_t *bytes)
     const nsa_config *cfg = &b->shape.cfg;
     const nsa_forward_args *f = &b->forward;
     const nsa_select_args args = {f->q[NSA_CMP], f->k_cmp, f->lse[NSA_CMP], f->slc_idx};
-    return bytes != NULL ? nsa_select_workspace(b->ctx, cfg, &b->batch, &args, bytes)
-                         : nsa_select(b->ctx, cfg, &b->batch, &args, b->workspace, b->workspace_bytes, NULL);
+    return bytes != NULL
+               ? nsa_select_workspace(b->ctx, cfg, &b->batch, &args, bytes)
+               : nsa_select(b->ctx, cfg, &b->batch, &args, b->workspace, b->workspace_bytes, b->device->stream);
 }
 
 static nsa_status call_gate(bench_case *b, const size_t *bytes)
 {
     const nsa_forward_args *f = &b->forward;
     const nsa_gate_args args = {f->gate, {f->o_branch[NSA_CMP], f->o_branch[NSA_SLC], f->o_branch[NSA_WIN]}, f->o};
-    return bytes != NULL ? NSA_OK : nsa_gate(b->ctx, &b->shape.cfg, &b->batch, &args, NULL);
+    return bytes != NULL ? NSA_OK : nsa_gate(b->ctx, &b->shape.cfg, &b->batch, &args, b->device->stream);
 }
 
 static nsa_status call_attn(bench_case *b, int branch, size_t *bytes)
@@ -240,7 +246,8 @@ static nsa_status call_forward(bench_case *b, bool given, size_t *bytes)
     nsa_forward_args args = b->forward;
     args.slc_idx_given = given;
     return bytes != NULL ? nsa_forward_workspace(b->ctx, &b->shape.cfg, &b->batch, &args, bytes)
-                         : nsa_forward(b->ctx, &b->shape.cfg, &b->batch, &args, b->workspace, b->workspace_bytes, NULL);
+                         : nsa_forward(b->ctx, &b->shape.cfg, &b->batch, &args, b->workspace, b->workspace_bytes,
+                                       b->device->stream);
 }
 
 static nsa_status call_nsa(bench_case *b, bench_op op, size_t *bytes)
@@ -253,10 +260,10 @@ static nsa_status call_nsa(bench_case *b, bench_op op, size_t *bytes)
     case BENCH_FORWARD_GIVEN: return call_forward(b, op == BENCH_FORWARD_GIVEN, bytes);
     case BENCH_BACKWARD:
         return bytes != NULL ? nsa_backward_workspace(b->ctx, cfg, &b->batch, &b->backward, bytes)
-                             : nsa_backward(b->ctx, cfg, &b->batch, &b->backward, ws, n, NULL);
+                             : nsa_backward(b->ctx, cfg, &b->batch, &b->backward, ws, n, b->device->stream);
     case BENCH_PREFILL:
         return bytes != NULL ? nsa_prefill_workspace(b->ctx, cfg, &b->caches.pool, &b->prefill, bytes)
-                             : nsa_prefill(b->ctx, cfg, &b->caches.pool, &b->prefill, ws, n, NULL);
+                             : nsa_prefill(b->ctx, cfg, &b->caches.pool, &b->prefill, ws, n, b->device->stream);
     case BENCH_COMPRESS: return call_compress(b, bytes);
     case BENCH_CMP_ATTN: return call_attn(b, NSA_CMP, bytes);
     case BENCH_SELECT: return call_select(b, bytes);
@@ -275,17 +282,25 @@ static nsa_status call(bench_case *b, size_t *bytes)
     return b->attention == BENCH_NSA ? call_nsa(b, b->op, bytes) : call_dense(b, b->op, bytes);
 }
 
+/* The library's status as ours. */
+static bool took(bench_case *b, nsa_status status)
+{
+    b->lacks = status == NSA_ERR_UNSUPPORTED;
+    return lm_nsa(status, bench_op_names[b->op]);
+}
+
 /* Makes the workspace what the operation asks for. */
 static bool reserve(bench_case *b)
 {
     b->asked_bytes = 0;
-    LM_TRY(lm_nsa(call(b, &b->asked_bytes), bench_op_names[b->op]));
+    LM_TRY(took(b, call(b, &b->asked_bytes)));
     if (b->asked_bytes <= b->workspace_bytes)
         return true;
-    free(b->workspace);
-    b->workspace = lm_alloc_zeroed(b->asked_bytes);
+    b->device->release(b->workspace);
+    b->workspace = b->device->take(b->asked_bytes);
     b->workspace_bytes = b->workspace == NULL ? 0 : b->asked_bytes;
-    return b->workspace != NULL ? true : lm_out_of_memory("workspace");
+    b->lacks = b->workspace == NULL;
+    return b->workspace != NULL;
 }
 
 /* Prefill starts from empty caches. */
@@ -297,15 +312,43 @@ static bool prepare(void *self)
     return true;
 }
 
+/* The sets of inputs in turn, with one workspace. */
 static bool run(void *self)
 {
-    const bench_case *b = self;
-    return lm_nsa(call(self, NULL), bench_op_names[b->op]);
+    bench_case *b = self, *other = b->other;
+    b->turn = !b->turn && other != NULL;
+    if (!b->turn)
+        return took(b, call(b, NULL));
+    other->op = b->op;
+    other->attention = b->attention;
+    other->workspace = b->workspace;
+    other->workspace_bytes = b->workspace_bytes;
+    const nsa_status status = call(other, NULL);
+    other->workspace = NULL;
+    return took(b, status);
+}
+
+bool bench_case_forward(bench_case *b, bench_attention attention)
+{
+    if (b->forward_done[attention])
+        return true;
+    b->op = BENCH_FORWARD;
+    b->attention = attention;
+    LM_TRY(reserve(b));
+    for (int i = 0; i < b->device->n_sets; i++)
+        LM_TRY(run(b));
+    b->forward_done[attention] = true;
+    return true;
 }
 
 bool bench_measure(bench_case *b, bench_op op, bench_attention attention, const bench_effort *effort, bench_time *time)
 {
+    if (op != BENCH_FORWARD && op != BENCH_PREFILL)
+        LM_TRY(bench_case_forward(b, attention));
     b->op = op;
     b->attention = attention;
-    return reserve(b) && bench_repeat(b, prepare, run, effort, time);
+    b->turn = b->other != NULL; /* so that the first set comes first */
+    LM_TRY(reserve(b) && b->device->repeat(b, prepare, run, effort, time));
+    b->forward_done[attention] |= op == BENCH_FORWARD && (b->other == NULL || time->reps > 1);
+    return true;
 }

@@ -6,6 +6,7 @@
 
 struct bench_case {
     const nsa_ctx *ctx;
+    const bench_device *device;
     bench_shape shape;
     nsa_config dense; /* cfg with a window without end */
     nsa_batch batch;
@@ -24,6 +25,11 @@ struct bench_case {
     void *workspace;
     size_t workspace_bytes, asked_bytes;
     bench_tensors memory;
+
+    bench_case *other; /* the same with other numbers and no workspace of its own, in turn; NULL: none */
+    bool turn;         /* whether it was the other's */
+    bool lacks;        /* see bench_case_lacks */
+    bool forward_done[BENCH_N_ATTENTIONS];
 };
 
 #endif

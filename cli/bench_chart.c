@@ -52,7 +52,8 @@ static bool collect(const bench_report *r, bench_op op, panel_data *p)
             p->first = &r->records[i];
     for (int i = 0; i < r->n && p->first != NULL; i++) {
         const bench_record *x = &r->records[i];
-        if (x->op == op && x->threads == p->first->threads && bench_report_comparable(r, x, p->first))
+        if (x->op == op && x->threads == p->first->threads && x->shape.clustered == p->first->shape.clustered &&
+            bench_report_comparable(r, x, p->first))
             add_point(p, x);
     }
     return p->first != NULL;
@@ -76,7 +77,7 @@ int bench_report_chart(const bench_report *r, const char *path)
     static const char *const whats[MAX_PANELS] = {"forward (training)", "backward", "prefill", "decode, one token"};
     static panel_data data[MAX_PANELS];
     chart_panel panels[MAX_PANELS];
-    char subtitle[160] = "";
+    char subtitle[200] = "";
     int n = 0;
     for (int i = 0; i < MAX_PANELS; i++)
         if (collect(r, ops[i], &data[n])) {
@@ -85,11 +86,12 @@ int bench_report_chart(const bench_report *r, const char *path)
         }
     if (n > 0) {
         const bench_record *x = data[0].first;
-        snprintf(subtitle, sizeof subtitle, "CPU (%s), %d threads, %s, batch %d, causal", x->isa, x->threads,
-                 x->shape.dtype == NSA_F32    ? "f32"
-                 : x->shape.dtype == NSA_BF16 ? "bf16"
-                                              : "f16",
-                 x->shape.batch);
+        const char *dtype = x->shape.dtype == NSA_F32 ? "f32" : x->shape.dtype == NSA_BF16 ? "bf16" : "f16";
+        if (r->gpu != NULL)
+            snprintf(subtitle, sizeof subtitle, "%s, %s, batch %d, causal", r->gpu->name, dtype, x->shape.batch);
+        else
+            snprintf(subtitle, sizeof subtitle, "CPU (%s), %d threads, %s, batch %d, causal", x->isa, x->threads, dtype,
+                     x->shape.batch);
     }
     const line_chart chart = {"Time by length: NSA against dense attention", subtitle, n, 2, panels};
     return chart_lines(path, &chart);

@@ -40,15 +40,6 @@ static bool reserve(decode_case *c, size_t bytes)
     return c->workspace != NULL ? true : lm_out_of_memory("workspace");
 }
 
-/* cu_seqlens of `batch` sequences of n tokens. */
-static int32_t *take_cu(decode_case *c, int32_t n)
-{
-    int32_t *cu = bench_take(&c->memory, (int64_t)c->shape->batch + 1, sizeof *cu);
-    for (int32_t s = 0; cu != NULL && s <= c->shape->batch; s++)
-        cu[s] = s * n;
-    return cu;
-}
-
 /* ---- NSA --------------------------------------------------------------------------------------------------------- */
 
 /* The caches of the first set. They hold keys and values, nothing of queries: one query head per kv head is enough. */
@@ -58,10 +49,10 @@ static bool fill_first(decode_case *c)
     few.cfg.n_heads_q = few.cfg.n_heads_kv;
     const int32_t heads = few.cfg.n_heads_kv;
     const int64_t rows = (int64_t)few.batch * few.seqlen;
-    bench_tensors m = {.random = (uint64_t)few.seed};
+    bench_tensors m = {.random = (uint64_t)few.seed, .device = &bench_cpu};
     nsa_cache_args a = c->decode;
     a.total = rows;
-    a.cu_seqlens = take_cu(c, few.seqlen);
+    a.cu_seqlens = bench_take_cu(&c->memory, few.batch, few.seqlen);
     a.q[0] = a.q[1] = a.q[2] = bench_random_tensor(&m, rows, few.dtype, heads, few.cfg.d_qk);
     a.k[0] = a.k[1] = a.k[2] = bench_random_tensor(&m, rows, few.dtype, heads, few.cfg.d_qk);
     a.v[0] = a.v[1] = a.v[2] = bench_random_tensor(&m, rows, few.dtype, heads, few.cfg.d_v);
@@ -103,7 +94,7 @@ static bool make_nsa(decode_case *c)
     bench_make_phi(m, shape, cfg->d_v, &c->phi_v, NULL);
     *a = (nsa_cache_args){.n_seqs = shape->batch,
                           .total = shape->batch,
-                          .cu_seqlens = take_cu(c, 1),
+                          .cu_seqlens = bench_take_cu(m, shape->batch, 1),
                           .states = c->caches.states,
                           .page_table = c->caches.table,
                           .pages_per_seq = c->caches.pages_per_seq,
@@ -166,8 +157,13 @@ static bool make_dense(decode_case *c)
     bench_tensors *m = &c->memory;
     c->dense = *cfg;
     c->dense.win_size = INT32_MAX;
-    c->batch =
-        (nsa_batch){shape->batch, 1, shape->seqlen, shape->batch, rows, take_cu(c, 1), take_cu(c, shape->seqlen)};
+    c->batch = (nsa_batch){shape->batch,
+                           1,
+                           shape->seqlen,
+                           shape->batch,
+                           rows,
+                           bench_take_cu(m, shape->batch, 1),
+                           bench_take_cu(m, shape->batch, shape->seqlen)};
     nsa_attn_args *a = c->args;
     a[0] = (nsa_attn_args){.q = bench_random_tensor(m, shape->batch, shape->dtype, cfg->n_heads_q, cfg->d_qk),
                            .k = bench_random_tensor(m, rows, shape->dtype, cfg->n_heads_kv, cfg->d_qk),
@@ -253,6 +249,7 @@ bool bench_measure_decode(const nsa_ctx *ctx, const bench_shape *shape, bench_at
     c->shape = shape;
     c->n_sets = rounds < MAX_SETS ? (int32_t)rounds : MAX_SETS;
     c->memory.random = (uint64_t)shape->seed;
+    c->memory.device = &bench_cpu;
     *rotated = once * c->n_sets;
     const bool measured = attention == BENCH_NSA ? make_nsa(c) && bench_repeat(c, prepare_nsa, run_nsa, effort, time)
                           : attention == BENCH_DENSE

@@ -139,7 +139,7 @@ bool bench_measure_onednn(const bench_case *b, int64_t *block, const bench_effor
     const int64_t seqlen = b->shape.seqlen;
     const int32_t group = b->shape.cfg.n_heads_q / b->shape.cfg.n_heads_kv;
     const nsa_attn_args *args = &b->dense_forward;
-    onednn_run r = {.b = b};
+    onednn_run r = {.b = b, .memory.device = &bench_cpu};
     r.q = bench_onednn_pack(&r.memory, &b->shape, &args->q, seqlen, group);
     r.k = bench_onednn_pack(&r.memory, &b->shape, &args->k, seqlen, 1);
     r.v = bench_onednn_pack(&r.memory, &b->shape, &args->v, seqlen, 1);

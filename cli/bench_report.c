@@ -19,10 +19,12 @@ static FILE *table(const bench_report *r)
 
 /* ---- Peaks ------------------------------------------------------------------------------------------------------- */
 
-/* Measured once. Only sets with dot products of bf16 have another peak for it. */
+/* Measured once. Only instruction sets with dot products of bf16 have another peak for it. */
 static double peak_of(bench_report *r, const nsa_ctx *ctx, nsa_dtype dtype)
 {
     const char *isa = nsa_ctx_isa(ctx);
+    if (r->gpu != NULL)
+        return dtype != NSA_F32 ? r->gpu->peak_gflops : 0; /* f16 has the rate of bf16 */
     dtype = dtype == NSA_BF16 && strstr(isa, "bf16") != NULL ? NSA_BF16 : NSA_F32;
     const int32_t threads = nsa_ctx_threads(ctx);
     for (int i = 0; i < r->n_peaks; i++)
@@ -47,13 +49,24 @@ static void clear_doing(void)
         fputs("\r\033[K", stderr);
 }
 
-void bench_report_start(bench_report *r, const nsa_ctx *ctx, bool json)
+static void print_machine(bench_report *r, const nsa_ctx *ctx)
+{
+    const bench_gpu *gpu = r->gpu;
+    if (gpu == NULL)
+        fprintf(table(r), "%s (%s), %d threads; peak, GFLOP/s: %.1f of f32, %.1f of bf16\n\n", r->cpu, r->isa,
+                nsa_ctx_threads(ctx), peak_of(r, ctx, NSA_F32), peak_of(r, ctx, NSA_BF16));
+    else
+        fprintf(table(r), "%s (%s), driver %s, CUDA %s; peak, GFLOP/s: %.0f of bf16; copies, GB/s: %.0f\n\n", gpu->name,
+                r->isa, gpu->driver, gpu->cuda, gpu->peak_gflops, gpu->copy_gbs);
+}
+
+void bench_report_start(bench_report *r, const nsa_ctx *ctx, const bench_gpu *gpu, bool json)
 {
     r->json = json;
+    r->gpu = gpu;
     r->isa = nsa_ctx_isa(ctx);
     cli_cpu_model(r->cpu, sizeof r->cpu);
-    fprintf(table(r), "%s (%s), %d threads; peak, GFLOP/s: %.1f of f32, %.1f of bf16\n\n", r->cpu, r->isa,
-            nsa_ctx_threads(ctx), peak_of(r, ctx, NSA_F32), peak_of(r, ctx, NSA_BF16));
+    print_machine(r, ctx);
     fprintf(table(r), "%-10s %-9s %-4s %-10s %3s %7s %7s %8s %4s %11s %8s %6s\n", "op", "attention", "type", "isa",
             "thr", "heads", "d", "tokens", "reps", "ms", "GFLOP/s", "peak");
     fflush(table(r));
@@ -83,14 +96,14 @@ void bench_report_doing(const bench_report *r, const bench_shape *shape, bench_o
 }
 
 void bench_report_left_out(const bench_report *r, const bench_shape *shape, bench_op op, bench_attention attention,
-                           double seconds)
+                           const char *why)
 {
     char heads[16], d[16];
     clear_doing();
     snprintf(heads, sizeof heads, "%d/%d", shape->cfg.n_heads_q, shape->cfg.n_heads_kv);
     snprintf(d, sizeof d, "%d/%d", shape->cfg.d_qk, shape->cfg.d_v);
-    fprintf(table(r), "%-10s %-9s %-4s %-10s %3s %7s %7s %8d  left out: a repetition may take %.0f s\n",
-            bench_op_names[op], attention_word(op, attention), "", "", "", heads, d, shape->seqlen, seconds);
+    fprintf(table(r), "%-10s %-9s %-4s %-10s %3s %7s %7s %8d  left out: %s\n", bench_op_names[op],
+            attention_word(op, attention), "", "", "", heads, d, shape->seqlen, why);
     fflush(table(r));
 }
 
@@ -98,6 +111,12 @@ static bool same_shape(const bench_shape *a, const bench_shape *b)
 {
     return a->cfg.n_heads_q == b->cfg.n_heads_q && a->cfg.n_heads_kv == b->cfg.n_heads_kv &&
            a->cfg.d_qk == b->cfg.d_qk && a->cfg.d_v == b->cfg.d_v && a->batch == b->batch;
+}
+
+/* Dense attention takes the same time, whatever the queries. */
+static bool same_selection(const bench_record *a, const bench_record *b)
+{
+    return a->attention != BENCH_NSA || b->attention != BENCH_NSA || a->shape.clustered == b->shape.clustered;
 }
 
 bool bench_report_comparable(const bench_report *r, const bench_record *x, const bench_record *like)
@@ -115,14 +134,14 @@ const bench_record *bench_report_find(const bench_report *r, const bench_record 
     for (int i = r->n - 1; i >= 0; i--) {
         const bench_record *x = &r->records[i];
         if (x->op == op && x->attention == attention && x->threads == threads &&
-            x->shape.seqlen == like->shape.seqlen && bench_report_comparable(r, x, like))
+            x->shape.seqlen == like->shape.seqlen && same_selection(x, like) && bench_report_comparable(r, x, like))
             return x;
     }
     return NULL;
 }
 
 typedef struct notes {
-    char text[160];
+    char text[240];
     size_t used;
 } notes;
 
@@ -153,9 +172,15 @@ static void compare(const bench_report *r, const bench_record *x, notes *n)
     const bench_record *one = x->threads > 1 ? bench_report_find(r, x, x->op, x->attention, 1) : NULL;
     if (one != NULL)
         note(n, "  %.2fx one thread", one->time.ms / ms);
-    if (x->op == BENCH_FORWARD && x->attention == BENCH_NSA)
+    if (x->floor_ms > 0)
+        note(n, "  floor %.3f ms, %.1f%%", x->floor_ms, 100 * x->floor_ms / ms);
+    if (x->overlap >= 0)
+        note(n, "  %.1f%% of the free blocks were selected by the token before", 100 * x->overlap);
+    if ((x->op == BENCH_FORWARD || x->op == BENCH_BACKWARD) && x->attention == BENCH_NSA)
         note(n, "  workspace %.1f MB, %.2f of q k v o", 1e-6 * (double)x->workspace,
              (double)x->workspace / (double)x->tensors);
+    if (x->residuals > 0)
+        note(n, "  residuals %.1f MB", 1e-6 * (double)x->residuals);
     if (x->op == BENCH_TRAIN_STEP)
         note(n, "  %.0f tokens/s", 1e3 * x->shape.seqlen * x->shape.batch / ms);
 }
@@ -169,7 +194,8 @@ static void print_row(const bench_report *r, const bench_record *x)
     snprintf(d, sizeof d, "%d/%d", s->cfg.d_qk, s->cfg.d_v);
     if (x->gflops > 0) {
         snprintf(gflops, sizeof gflops, "%.1f", x->gflops);
-        snprintf(peak, sizeof peak, "%.1f%%", 100 * x->gflops / x->peak);
+        if (x->peak > 0)
+            snprintf(peak, sizeof peak, "%.1f%%", 100 * x->gflops / x->peak);
     }
     compare(r, x, &n);
     clear_doing();
@@ -187,6 +213,15 @@ static void print_word(const char *key, const char *word)
     printf("\"%s\":%s%s%s,", key, quote, word != NULL ? word : "null", quote);
 }
 
+/* 0 is "not known". */
+static void print_number(const char *key, double value)
+{
+    if (value > 0)
+        printf("\"%s\":%.6g,", key, value);
+    else
+        printf("\"%s\":null,", key);
+}
+
 static void print_json(const bench_report *r, const bench_record *x)
 {
     const bench_shape *s = &x->shape;
@@ -200,20 +235,36 @@ static void print_json(const bench_report *r, const bench_record *x)
     print_word("op", bench_op_names[x->op]);
     print_word("attention", bench_attention_names[x->attention]);
     print_word("phi", nsa ? phi_names[s->phi] : NULL);
-    print_word("device", "cpu");
+    print_word("device", r->gpu != NULL ? "cuda" : "cpu");
     print_word("cpu", r->cpu);
+    if (r->gpu != NULL) {
+        print_word("gpu", r->gpu->name);
+        print_word("driver", r->gpu->driver);
+        print_word("cuda", r->gpu->cuda);
+    }
     print_word("dtype", dtype_names[s->dtype]);
     printf("\"batch\":%d,\"seqlen\":%d,\"heads_q\":%d,\"heads_kv\":%d,\"d_qk\":%d,\"d_v\":%d,\"threads\":%d,", s->batch,
            s->seqlen, s->cfg.n_heads_q, s->cfg.n_heads_kv, s->cfg.d_qk, s->cfg.d_v, x->threads);
     print_word("isa", x->isa);
-    print_word("selection", !nsa ? NULL : x->op == BENCH_FORWARD_GIVEN ? "given" : "random");
+    print_word("selection", !nsa                           ? NULL
+                            : x->op == BENCH_FORWARD_GIVEN ? "given"
+                            : s->clustered                 ? "clustered"
+                                                           : "random");
     printf("\"reps\":%d,\"ms\":%.6g,", x->time.reps, x->time.ms);
-    if (x->gflops > 0)
-        printf("\"gflops\":%.6g,\"peak_fraction\":%.4g,", x->gflops, x->gflops / x->peak);
-    else
-        printf("\"gflops\":null,\"peak_fraction\":null,");
+    print_number("gflops", x->gflops);
+    print_number("peak_fraction", x->peak > 0 ? x->gflops / x->peak : 0);
+    if (r->gpu != NULL) {
+        print_number("peak_gflops", r->gpu->peak_gflops);
+        print_number("copy_gbs", r->gpu->copy_gbs);
+        print_number("floor_ms", x->floor_ms);
+        print_number("floor_fraction", x->floor_ms / x->time.ms);
+    }
+    if (x->overlap >= 0)
+        printf("\"overlap\":%.4g,", x->overlap);
     if (x->tensors > 0)
         printf("\"workspace_bytes\":%zu,\"tensor_bytes\":%zu,", x->workspace, x->tensors);
+    if (x->residuals > 0)
+        printf("\"residual_bytes\":%zu,", x->residuals);
     if (x->rotated > 0)
         printf("\"rotated_bytes\":%lld,", (long long)x->rotated);
     if (x->op == BENCH_TRAIN_STEP)
@@ -226,12 +277,22 @@ static void print_json(const bench_report *r, const bench_record *x)
     fflush(stdout);
 }
 
+/* Arithmetic at the rate of bf16 products or bytes at that of copies, whichever takes longer. */
+static double floor_of(const bench_gpu *gpu, const bench_record *x)
+{
+    const bench_work least = bench_least_work(&x->shape, x->op, x->attention);
+    const double arithmetic = x->peak > 0 ? least.flop / (1e6 * x->peak) : 0;
+    const double bytes = least.bytes / (1e6 * gpu->copy_gbs);
+    return arithmetic > bytes ? arithmetic : bytes;
+}
+
 void bench_report_add(bench_report *r, const nsa_ctx *ctx, bench_record x)
 {
     x.threads = nsa_ctx_threads(ctx);
     x.isa = x.attention == BENCH_ONEDNN ? NULL : nsa_ctx_isa(ctx);
     x.peak = peak_of(r, ctx, x.shape.dtype);
     x.gflops = x.op == BENCH_TRAIN_STEP ? 0 : bench_flop(&x.shape, x.op, x.attention) / (1e6 * x.time.ms);
+    x.floor_ms = r->gpu != NULL ? floor_of(r->gpu, &x) : 0;
     print_row(r, &x);
     if (r->json)
         print_json(r, &x);

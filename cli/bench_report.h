@@ -13,8 +13,11 @@ typedef struct bench_record {
     const char *isa;   /* NULL: oneDNN's own choice */
     int32_t threads;
     bench_time time;
-    double gflops, peak;       /* gflops 0: not counted */
+    double gflops, peak;       /* gflops 0: not counted; peak 0: not known */
+    double floor_ms;           /* 0: not known */
     size_t workspace, tensors; /* bytes; tensors 0: neither is known */
+    size_t residuals;          /* bytes; 0: not a forward */
+    double overlap;            /* bench_overlap; < 0: not known */
     int64_t rotated;           /* bytes; 0: not decode */
 } bench_record;
 
@@ -25,17 +28,25 @@ typedef struct bench_peak {
     double gflops;
 } bench_peak;
 
+/* A GPU, and what is measured of it: bf16 products, and copies from its memory to its memory, read and written. */
+typedef struct bench_gpu {
+    char name[128], driver[32], cuda[16];
+    double peak_gflops; /* 0: not known of this GPU */
+    double copy_gbs;
+} bench_gpu;
+
 typedef struct bench_report {
     bool json;
     char cpu[128];
-    const char *isa; /* of the context at the start */
+    const bench_gpu *gpu; /* NULL: the CPU is measured */
+    const char *isa;      /* of the context at the start */
     int n, n_peaks;
     bench_record records[BENCH_MAX_RECORDS];
     bench_peak peaks[BENCH_MAX_PEAKS];
 } bench_report;
 
 /* The heading, with the peaks of the context. */
-void bench_report_start(bench_report *r, const nsa_ctx *ctx, bool json);
+void bench_report_start(bench_report *r, const nsa_ctx *ctx, const bench_gpu *gpu, bool json);
 
 /* A line above the rows that follow. */
 void bench_report_section(const bench_report *r, const char *title);
@@ -43,12 +54,12 @@ void bench_report_section(const bench_report *r, const char *title);
 /* On a terminal: what is being measured. */
 void bench_report_doing(const bench_report *r, const bench_shape *shape, bench_op op, bench_attention attention);
 
-/* Adds isa, threads, gflops and peak to the record, keeps it, tells it. */
+/* Adds isa, threads, gflops, peak and floor to the record, keeps it, tells it. */
 void bench_report_add(bench_report *r, const nsa_ctx *ctx, bench_record record);
 
 /* Tells that something was not measured. */
 void bench_report_left_out(const bench_report *r, const bench_shape *shape, bench_op op, bench_attention attention,
-                           double seconds);
+                           const char *why);
 
 /* Have both the same shape but for the length, and the same kernels? oneDNN's compare with the best of the library. */
 bool bench_report_comparable(const bench_report *r, const bench_record *x, const bench_record *like);

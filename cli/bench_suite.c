@@ -11,29 +11,50 @@
 
 /* ---- One measurement --------------------------------------------------------------------------------------------- */
 
-static bool measure(bench_run *r, bench_case *b, const bench_shape *shape, bench_op op, bench_attention attention)
+static bool wanted(const bench_run *r, bench_op op, bench_attention attention)
 {
-    bench_record x = {.op = op, .attention = attention, .shape = *shape};
+    return r->ops[op] && r->attentions[attention];
+}
+
+bool bench_line(bench_run *r, bench_case *b, const bench_shape *shape, bench_op op, bench_attention attention)
+{
+    bench_record x = {.op = op, .attention = attention, .shape = *shape, .overlap = -1};
+    if (!wanted(r, op, attention))
+        return true;
     bench_report_doing(r->report, shape, op, attention);
-    LM_TRY(bench_measure(b, op, attention, &r->effort, &x.time));
+    if (!bench_measure(b, op, attention, &r->effort, &x.time)) {
+        if (r->device == &bench_cpu || !bench_case_lacks(b))
+            return false;
+        bench_report_left_out(r->report, shape, op, attention, lm_error());
+        return true;
+    }
     x.workspace = bench_case_workspace(b);
     x.tensors = bench_case_tensors(b);
+    if (op == BENCH_FORWARD)
+        x.residuals = bench_case_residuals(b);
+    if (op == BENCH_FORWARD && attention == BENCH_NSA && (shape->clustered || r->device != &bench_cpu))
+        LM_TRY(bench_case_overlap(b, &x.overlap));
     bench_report_add(r->report, r->ctx, x);
     return true;
 }
 
 /* After dense attention, whose time tells what oneDNN may take at lengths where that can be very long. */
-static bool measure_onednn(bench_run *r, const bench_case *b, const bench_shape *shape)
+static bool measure_onednn(bench_run *r, bench_case *b, const bench_shape *shape)
 {
     enum { MAX_SLOWER = 4, SHORT = 8192, USUAL_BLOCK = 64 };
-    bench_record x = {.op = BENCH_FORWARD, .attention = BENCH_ONEDNN, .shape = *shape};
+    bench_record x = {.op = BENCH_FORWARD, .attention = BENCH_ONEDNN, .shape = *shape, .overlap = -1};
+    if (!wanted(r, x.op, x.attention))
+        return true;
     x.isa = r->report->isa;
     const bench_record *dense = bench_report_find(r->report, &x, BENCH_FORWARD, BENCH_DENSE, nsa_ctx_threads(r->ctx));
     const double seconds = dense != NULL ? 1e-3 * MAX_SLOWER * dense->time.ms : 0;
     if (shape->seqlen > SHORT && seconds > r->onednn_seconds) {
-        bench_report_left_out(r->report, shape, x.op, x.attention, seconds);
+        char why[64];
+        snprintf(why, sizeof why, "a repetition may take %.0f s", seconds);
+        bench_report_left_out(r->report, shape, x.op, x.attention, why);
         return true;
     }
+    LM_TRY(bench_case_forward(b, BENCH_DENSE));
     if (r->onednn_block == 0 && shape->seqlen > SHORT)
         r->onednn_block = USUAL_BLOCK;
     bench_report_doing(r->report, shape, x.op, x.attention);
@@ -47,7 +68,9 @@ static bool measure_decode(bench_run *r, const bench_shape *shape)
 {
     static const bench_attention order[] = {BENCH_ONEDNN, BENCH_DENSE, BENCH_NSA};
     for (int i = 0; i < BENCH_N_ATTENTIONS; i++) {
-        bench_record x = {.op = BENCH_DECODE, .attention = order[i], .shape = *shape};
+        bench_record x = {.op = BENCH_DECODE, .attention = order[i], .shape = *shape, .overlap = -1};
+        if (!wanted(r, x.op, x.attention))
+            continue;
         bench_report_doing(r->report, shape, BENCH_DECODE, order[i]);
         LM_TRY(bench_measure_decode(r->ctx, shape, order[i], &r->effort, &x.time, &x.rotated));
         if (order[i] == BENCH_ONEDNN)
@@ -63,10 +86,11 @@ static void repeat_as_prefill(bench_run *r, const bench_shape *shape, bench_atte
     const bench_record like = {.shape = *shape, .isa = r->report->isa};
     const bench_record *forward =
         bench_report_find(r->report, &like, BENCH_FORWARD, attention, nsa_ctx_threads(r->ctx));
-    if (forward == NULL)
+    if (forward == NULL || !wanted(r, BENCH_PREFILL, attention))
         return;
     bench_record x = *forward;
     x.op = BENCH_PREFILL;
+    x.residuals = 0;
     bench_report_add(r->report, r->ctx, x);
 }
 
@@ -74,19 +98,14 @@ static void repeat_as_prefill(bench_run *r, const bench_shape *shape, bench_atte
 
 static bool measure_length(bench_run *r, bench_case *b, const bench_shape *shape)
 {
-    LM_TRY(measure(r, b, shape, BENCH_FORWARD, BENCH_DENSE));
+    LM_TRY(bench_line(r, b, shape, BENCH_FORWARD, BENCH_DENSE));
     LM_TRY(measure_onednn(r, b, shape));
-    LM_TRY(measure(r, b, shape, BENCH_FORWARD, BENCH_NSA));
-    LM_TRY(measure(r, b, shape, BENCH_BACKWARD, BENCH_DENSE));
-    LM_TRY(measure(r, b, shape, BENCH_BACKWARD, BENCH_NSA));
+    LM_TRY(bench_line(r, b, shape, BENCH_FORWARD, BENCH_NSA));
+    LM_TRY(bench_line(r, b, shape, BENCH_BACKWARD, BENCH_DENSE));
+    LM_TRY(bench_line(r, b, shape, BENCH_BACKWARD, BENCH_NSA));
     repeat_as_prefill(r, shape, BENCH_ONEDNN);
     repeat_as_prefill(r, shape, BENCH_DENSE);
-    return measure(r, b, shape, BENCH_PREFILL, BENCH_NSA);
-}
-
-static int no_memory(const bench_shape *shape)
-{
-    return cli_fail("length %d: no memory for its tensors", shape->seqlen);
+    return bench_line(r, b, shape, BENCH_PREFILL, BENCH_NSA);
 }
 
 static int failed(const bench_shape *shape)
@@ -98,9 +117,9 @@ int bench_shape_by_length(bench_run *r, bench_shape shape, const int_list *lengt
 {
     for (int i = 0; i < lengths->n; i++) {
         shape.seqlen = (int32_t)lengths->item[i];
-        bench_case *b = bench_case_create(r->ctx, &shape);
+        bench_case *b = bench_case_create(r->ctx, r->device, &shape);
         if (b == NULL)
-            return no_memory(&shape);
+            return failed(&shape);
         const bool measured = measure_length(r, b, &shape);
         bench_case_destroy(b);
         if (!measured || !measure_decode(r, &shape))
@@ -111,9 +130,8 @@ int bench_shape_by_length(bench_run *r, bench_shape shape, const int_list *lengt
 
 /* ---- The suite --------------------------------------------------------------------------------------------------- */
 
-/* Batch 1, mean phi, the paper's blocks. */
-static bench_shape shape_of(const bench_run *r, int32_t heads_q, int32_t heads_kv, int32_t d_qk, int32_t d_v,
-                            nsa_dtype dtype, int32_t seqlen)
+bench_shape bench_shape_of(const bench_run *r, int32_t heads_q, int32_t heads_kv, int32_t d_qk, int32_t d_v,
+                           nsa_dtype dtype, int32_t seqlen)
 {
     bench_shape s = {.dtype = dtype, .batch = 1, .seqlen = seqlen, .phi = NSA_PHI_MEAN, .seed = r->seed};
     nsa_config_init(&s.cfg);
@@ -127,12 +145,12 @@ static bench_shape shape_of(const bench_run *r, int32_t heads_q, int32_t heads_k
 /* Some operations of NSA alone, in their order. */
 static int measure_ops(bench_run *r, const bench_shape *shape, int n, const bench_op *ops)
 {
-    bench_case *b = bench_case_create(r->ctx, shape);
+    bench_case *b = bench_case_create(r->ctx, r->device, shape);
     if (b == NULL)
-        return no_memory(shape);
+        return failed(shape);
     bool measured = true;
     for (int i = 0; i < n && measured; i++)
-        measured = measure(r, b, shape, ops[i], BENCH_NSA);
+        measured = bench_line(r, b, shape, ops[i], BENCH_NSA);
     bench_case_destroy(b);
     return measured ? CLI_OK : failed(shape);
 }
@@ -143,13 +161,13 @@ static bool training_at(bench_run *r, bench_case *b, const bench_shape *shape, b
                                    BENCH_SLC_ATTN,      BENCH_WIN_ATTN, BENCH_GATE};
     enum { MAX_BACKWARD = 32768 };
     if (dense) {
-        LM_TRY(measure(r, b, shape, BENCH_FORWARD, BENCH_DENSE));
+        LM_TRY(bench_line(r, b, shape, BENCH_FORWARD, BENCH_DENSE));
         LM_TRY(measure_onednn(r, b, shape));
     }
-    LM_TRY(measure(r, b, shape, BENCH_FORWARD, BENCH_NSA));
+    LM_TRY(bench_line(r, b, shape, BENCH_FORWARD, BENCH_NSA));
     for (int i = 0; i < ARGS_COUNT(ops) && parts; i++)
-        LM_TRY(measure(r, b, shape, ops[i], BENCH_NSA));
-    return shape->seqlen > MAX_BACKWARD || measure(r, b, shape, BENCH_BACKWARD, BENCH_NSA);
+        LM_TRY(bench_line(r, b, shape, ops[i], BENCH_NSA));
+    return shape->seqlen > MAX_BACKWARD || bench_line(r, b, shape, BENCH_BACKWARD, BENCH_NSA);
 }
 
 /* Dense attention at each length, or at the ends alone. */
@@ -157,10 +175,10 @@ static int training(bench_run *r, int32_t d_qk, int32_t d_v, bool all)
 {
     static const int32_t lengths[] = {8192, 16384, 32768, 65536};
     for (int i = 0; i < ARGS_COUNT(lengths); i++) {
-        const bench_shape shape = shape_of(r, 16, 1, d_qk, d_v, NSA_BF16, lengths[i]);
-        bench_case *b = bench_case_create(r->ctx, &shape);
+        const bench_shape shape = bench_shape_of(r, 16, 1, d_qk, d_v, NSA_BF16, lengths[i]);
+        bench_case *b = bench_case_create(r->ctx, r->device, &shape);
         if (b == NULL)
-            return no_memory(&shape);
+            return failed(&shape);
         const bool measured = training_at(r, b, &shape, all || i == 0 || i == ARGS_COUNT(lengths) - 1, all);
         bench_case_destroy(b);
         if (!measured)
@@ -173,7 +191,7 @@ static int decoding(bench_run *r, int32_t d_qk, int32_t d_v)
 {
     static const int32_t lengths[] = {8192, 16384, 32768, 65536};
     for (int i = 0; i < ARGS_COUNT(lengths); i++) {
-        const bench_shape shape = shape_of(r, 64, 4, d_qk, d_v, NSA_BF16, lengths[i]);
+        const bench_shape shape = bench_shape_of(r, 64, 4, d_qk, d_v, NSA_BF16, lengths[i]);
         if (!measure_decode(r, &shape))
             return failed(&shape);
     }
@@ -198,8 +216,8 @@ static int with_ctx(bench_run *r, int32_t threads, int (*body)(bench_run *))
 static int forward_16k(bench_run *r)
 {
     static const bench_op forward[] = {BENCH_FORWARD};
-    const bench_shape bf16 = shape_of(r, 16, 1, 128, 128, NSA_BF16, 16384);
-    const bench_shape f32 = shape_of(r, 16, 1, 128, 128, NSA_F32, 16384);
+    const bench_shape bf16 = bench_shape_of(r, 16, 1, 128, 128, NSA_BF16, 16384);
+    const bench_shape f32 = bench_shape_of(r, 16, 1, 128, 128, NSA_F32, 16384);
     const int exit_code = measure_ops(r, &bf16, 1, forward);
     return exit_code == CLI_OK ? measure_ops(r, &f32, 1, forward) : exit_code;
 }
@@ -242,7 +260,7 @@ static int instruction_sets(bench_run *r)
 static int forward_backward_16k(bench_run *r)
 {
     static const bench_op ops[] = {BENCH_FORWARD, BENCH_BACKWARD};
-    const bench_shape shape = shape_of(r, 16, 1, 128, 128, NSA_BF16, 16384);
+    const bench_shape shape = bench_shape_of(r, 16, 1, 128, 128, NSA_BF16, 16384);
     return measure_ops(r, &shape, 2, ops);
 }
 
@@ -259,7 +277,7 @@ static int groups(bench_run *r)
     int exit_code = CLI_OK;
     for (int i = 0; i < ARGS_COUNT(ds); i++)
         for (int j = 0; j < ARGS_COUNT(sizes) && exit_code == CLI_OK; j++) {
-            const bench_shape shape = shape_of(r, 2 * sizes[j], 2, ds[i], ds[i], NSA_BF16, 16384);
+            const bench_shape shape = bench_shape_of(r, 2 * sizes[j], 2, ds[i], ds[i], NSA_BF16, 16384);
             exit_code = measure_ops(r, &shape, 1, forward);
         }
     return exit_code;
@@ -271,7 +289,9 @@ static int train_steps(bench_run *r)
     static const bench_attention order[] = {BENCH_DENSE, BENCH_NSA};
     for (int i = 0; i < ARGS_COUNT(contexts); i++)
         for (int j = 0; j < ARGS_COUNT(order); j++) {
-            bench_record x = {.op = BENCH_TRAIN_STEP, .attention = order[j]};
+            bench_record x = {.op = BENCH_TRAIN_STEP, .attention = order[j], .overlap = -1};
+            if (!wanted(r, x.op, x.attention))
+                continue;
             if (!bench_measure_train(contexts[i], order[j], &r->effort, &x.shape, &x.time))
                 return cli_fail("train_step at length %d: %s", contexts[i], lm_error());
             bench_report_add(r->report, r->ctx, x);

@@ -1,39 +1,23 @@
 #include "cli/bench_tensors.h"
 
 #include "lm/arena.h"
+#include "lm/error.h"
 
 #include <math.h>
 #include <string.h>
 
-void *bench_take(bench_tensors *m, int64_t count, size_t size)
-{
-    void *p = m->n_buffers < BENCH_MAX_BUFFERS ? lm_alloc_zeroed(size_of(count, size)) : NULL;
-    if (p == NULL) {
-        m->out_of_memory = true;
-        return NULL;
-    }
-    return m->buffers[m->n_buffers++] = p;
-}
+/* Tokens in which a clustered query turns by 90 degrees: neighbours then share 83 to 90 % of the blocks that are not
+ * forced, whatever the length. */
+enum { CLUSTERED_TURN = 10 };
 
-void bench_tensors_free(bench_tensors *m)
-{
-    for (int i = 0; i < m->n_buffers; i++)
-        free(m->buffers[i]);
-    m->n_buffers = 0;
-}
+/* ---- The CPU ----------------------------------------------------------------------------------------------------- */
 
-size_t bench_element_size(nsa_dtype dtype)
+static void *take_here(size_t bytes)
 {
-    return dtype == NSA_BF16 || dtype == NSA_F16 ? 2 : 4;
-}
-
-/* Uniform in [-1, 1) (splitmix64). */
-static float uniform(bench_tensors *m)
-{
-    uint64_t z = m->random += 0x9e3779b97f4a7c15U;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9U;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebU;
-    return (float)((double)(z >> 40) / (1 << 23) - 1);
+    void *p = lm_alloc_zeroed(bytes);
+    if (p == NULL)
+        (void)lm_out_of_memory("tensors");
+    return p;
 }
 
 /* Towards zero, and what is below f16's normal range to zero: these are random numbers. */
@@ -47,16 +31,76 @@ static uint16_t to_half(float x, nsa_dtype dtype)
     return (uint16_t)((u >> 16 & 0x8000U) | (magnitude > bias ? (magnitude - bias) >> 13 : 0));
 }
 
-static void *take_random(bench_tensors *m, int64_t count, nsa_dtype dtype, float scale, float offset)
+static bool fill_here(void *p, nsa_dtype dtype, int64_t count, const bench_random *random)
 {
-    void *p = bench_take(m, count, bench_element_size(dtype));
-    for (int64_t i = 0; p != NULL && i < count; i++) {
-        const float x = offset + scale * uniform(m);
+    for (int64_t i = 0; i < count; i++) {
+        const float x = bench_number(random, i);
         if (dtype == NSA_F32)
             ((float *)p)[i] = x;
         else
             ((uint16_t *)p)[i] = to_half(x, dtype);
     }
+    return true;
+}
+
+static bool copy_here(void *to, const void *from, size_t bytes)
+{
+    memcpy(to, from, bytes);
+    return true;
+}
+
+const bench_device bench_cpu = {.n_sets = 1,
+                                .take = take_here,
+                                .release = free,
+                                .fill = fill_here,
+                                .write = copy_here,
+                                .read = copy_here,
+                                .repeat = bench_repeat};
+
+/* ---- Tensors ----------------------------------------------------------------------------------------------------- */
+
+void *bench_take(bench_tensors *m, int64_t count, size_t size)
+{
+    void *p = m->n_buffers < BENCH_MAX_BUFFERS ? m->device->take(size_of(count, size)) : NULL;
+    if (p == NULL) {
+        m->out_of_memory = true;
+        return NULL;
+    }
+    return m->buffers[m->n_buffers++] = p;
+}
+
+int32_t *bench_take_cu(bench_tensors *m, int32_t n, int32_t step)
+{
+    const size_t bytes = size_of((int64_t)n + 1, sizeof(int32_t));
+    int32_t *cu = bench_take(m, (int64_t)n + 1, sizeof *cu), *here = lm_alloc_zeroed(bytes);
+    for (int32_t s = 0; here != NULL && s <= n; s++)
+        here[s] = s * step;
+    if (here == NULL || cu == NULL || !m->device->write(cu, here, bytes))
+        m->out_of_memory = true;
+    free(here);
+    return cu;
+}
+
+void bench_tensors_free(bench_tensors *m)
+{
+    for (int i = 0; i < m->n_buffers; i++)
+        m->device->release(m->buffers[i]);
+    m->n_buffers = 0;
+}
+
+size_t bench_element_size(nsa_dtype dtype)
+{
+    return dtype == NSA_BF16 || dtype == NSA_F16 ? 2 : 4;
+}
+
+/* The seed goes on, as if the numbers had been drawn one by one. */
+static void *take_random(bench_tensors *m, int64_t count, nsa_dtype dtype, bench_random random)
+{
+    void *p = bench_take(m, count, bench_element_size(dtype));
+    random.seed = m->random;
+    m->random += (uint64_t)count * 0x9e3779b97f4a7c15U;
+    if (p != NULL && !m->device->fill(p, dtype, count, &random))
+        m->out_of_memory = true;
     return p;
 }
 
@@ -67,12 +111,21 @@ nsa_tensor bench_tensor(bench_tensors *m, int64_t rows, nsa_dtype dtype, int32_t
 
 nsa_tensor bench_random_tensor(bench_tensors *m, int64_t rows, nsa_dtype dtype, int32_t heads, int32_t d)
 {
-    return nsa_packed(take_random(m, i64_mul(i64_mul(rows, heads), d), dtype, 1.7320508F, 0), dtype, heads, d);
+    const bench_random normal = {.scale = 1};
+    return nsa_packed(take_random(m, i64_mul(i64_mul(rows, heads), d), dtype, normal), dtype, heads, d);
+}
+
+nsa_tensor bench_random_q(bench_tensors *m, int64_t rows, const bench_shape *shape)
+{
+    const int32_t heads = shape->cfg.n_heads_q, d = shape->cfg.d_qk;
+    const bench_random normal = {.scale = 1, .turn = shape->clustered ? CLUSTERED_TURN : 0, .row = (int64_t)heads * d};
+    return nsa_packed(take_random(m, i64_mul(rows, normal.row), shape->dtype, normal), shape->dtype, heads, d);
 }
 
 nsa_tensor bench_random_gate(bench_tensors *m, int64_t rows, int32_t heads)
 {
-    return nsa_packed(take_random(m, i64_mul(rows, (int64_t)heads * 3), NSA_F32, 0.5F, 0.5F), NSA_F32, heads, 3);
+    const bench_random uniform = {.uniform = true, .scale = 1};
+    return nsa_packed(take_random(m, i64_mul(rows, (int64_t)heads * 3), NSA_F32, uniform), NSA_F32, heads, 3);
 }
 
 void bench_make_phi(bench_tensors *m, const bench_shape *shape, int32_t d, nsa_phi *phi, nsa_phi *dphi)
@@ -98,7 +151,7 @@ void bench_make_phi(bench_tensors *m, const bench_shape *shape, int32_t d, nsa_p
     for (int i = 0; i < 5; i++) {
         if (count[i] == 0)
             continue;
-        *value[i] = take_random(m, count[i], NSA_F32, 1.7320508F / sqrtf((float)(count[i] / d + 1)), 0);
+        *value[i] = take_random(m, count[i], NSA_F32, (bench_random){.scale = 1 / sqrtf((float)(count[i] / d + 1))});
         if (gradients)
             *gradient[i] = bench_take(m, count[i], sizeof(float));
     }

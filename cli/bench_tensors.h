@@ -14,18 +14,28 @@ typedef struct bench_tensors {
     int n_buffers;
     bool out_of_memory;
     uint64_t random;
+    const bench_device *device; /* where they are */
 } bench_tensors;
 
 /* `count` elements of `size` bytes, zeroed: touched before the clock runs. */
 void *bench_take(bench_tensors *m, int64_t count, size_t size);
+
+/* The array [n + 1] of 0, step, 2 step ... */
+int32_t *bench_take_cu(bench_tensors *m, int32_t n, int32_t step);
 void bench_tensors_free(bench_tensors *m);
 
 size_t bench_element_size(nsa_dtype dtype);
+
+/* What a forward leaves for backward. */
+double bench_residual_bytes(const bench_shape *shape, bench_attention attention);
 
 nsa_tensor bench_tensor(bench_tensors *m, int64_t rows, nsa_dtype dtype, int32_t heads, int32_t d);
 
 /* Variance 1, so that the logits' is too. */
 nsa_tensor bench_random_tensor(bench_tensors *m, int64_t rows, nsa_dtype dtype, int32_t heads, int32_t d);
+
+/* Queries: those of clustered shapes turn slowly. */
+nsa_tensor bench_random_q(bench_tensors *m, int64_t rows, const bench_shape *shape);
 
 /* Gates in [0, 1). */
 nsa_tensor bench_random_gate(bench_tensors *m, int64_t rows, int32_t heads);

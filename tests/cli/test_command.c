@@ -256,6 +256,26 @@ static void test_bench(void **state)
     assert_int_equal(workspaces, 2 * (2 + 2 + 2));
 }
 
+static void test_bench_lines(void **state)
+{
+    (void)state;
+    nsa_succeeds("bench --quick --json --lengths 1536 --heads-q 2 --heads-kv 1 --d-qk 8 --d-v 8 --phi mean "
+                 "--op forward backward --attention nsa --selection clustered");
+    const char *const ops[] = {"forward", "backward"};
+    int lines = 0;
+    for (char *line = strtok(out_text, "\n"); line != NULL; line = strtok(NULL, "\n"), lines++) {
+        cJSON *json = cJSON_Parse(line);
+        assert_true(lines < 2);
+        assert_string_equal(word_of(json, "op"), ops[lines]);
+        assert_string_equal(word_of(json, "attention"), "nsa");
+        assert_string_equal(word_of(json, "selection"), "clustered");
+        if (lines == 0)
+            assert_true(cJSON_GetObjectItem(json, "overlap")->valuedouble > 0.8);
+        cJSON_Delete(json);
+    }
+    assert_int_equal(lines, 2);
+}
+
 static void test_plain_commands(void **state)
 {
     (void)state;
@@ -299,6 +319,13 @@ static void test_wrong_flags(void **state)
     refused("eval --model model", CLI_USAGE, "--data");
     refused("map --model model --data text.txt --out map.gif", CLI_USAGE, "--out");
     refused("bench --device mars", CLI_USAGE, "--device");
+#if defined(NSA_CUDA)
+    refused("bench --device cuda --threads 2", CLI_USAGE, "--threads");
+#else
+    refused("bench --device cuda", CLI_FAILED, "CPU only");
+#endif
+    refused("bench --op forward sideways", CLI_USAGE, "sideways");
+    refused("bench --attention paged", CLI_USAGE, "paged");
     refused("bench --lengths 0", CLI_USAGE, "--lengths");
     refused("bench --heads-q 6 --heads-kv 4", CLI_USAGE, "--heads-kv");
     refused("bench --lengths 16777216 --batch 4096", CLI_USAGE, "--batch");
@@ -356,8 +383,9 @@ int main(void)
         cmocka_unit_test(test_train),          cmocka_unit_test(test_killed_and_resumed),
         cmocka_unit_test(test_generate),       cmocka_unit_test(test_eval),
         cmocka_unit_test(test_map_and_losses), cmocka_unit_test(test_bench),
-        cmocka_unit_test(test_plain_commands), cmocka_unit_test(test_wrong_flags),
-        cmocka_unit_test(test_wrong_files),    cmocka_unit_test(test_tampered_model),
+        cmocka_unit_test(test_bench_lines),    cmocka_unit_test(test_plain_commands),
+        cmocka_unit_test(test_wrong_flags),    cmocka_unit_test(test_wrong_files),
+        cmocka_unit_test(test_tampered_model),
     };
     return cmocka_run_group_tests_name("command", tests, set_up, tear_down);
 }

@@ -1,0 +1,134 @@
+/* What `nsa bench --device cuda` measures: bf16 at sizes of models, batch 1, the paper's blocks. */
+#include "cli/bench_suite.h"
+
+#include "cli/cli.h"
+#include "cli/progress.h"
+#include "lm/error.h"
+
+#include <stdio.h>
+
+/* Lines of one shape, in this order; dense ones where it is asked for. */
+typedef struct line {
+    bench_op op;
+    bench_attention attention;
+} line;
+
+static const line all_lines[] = {{BENCH_FORWARD, BENCH_DENSE},  {BENCH_FORWARD, BENCH_NSA},
+                                 {BENCH_COMPRESS, BENCH_NSA},   {BENCH_CMP_ATTN, BENCH_NSA},
+                                 {BENCH_SELECT, BENCH_NSA},     {BENCH_SLC_ATTN, BENCH_NSA},
+                                 {BENCH_WIN_ATTN, BENCH_NSA},   {BENCH_GATE, BENCH_NSA},
+                                 {BENCH_BACKWARD, BENCH_DENSE}, {BENCH_BACKWARD, BENCH_NSA}};
+
+static bool any_wanted(const bench_run *r, const line *lines, int n)
+{
+    bool any = false;
+    for (int i = 0; i < n; i++)
+        any |= r->ops[lines[i].op] && r->attentions[lines[i].attention];
+    return any;
+}
+
+/* What does not fit is left out. */
+static int measure_lines(bench_run *r, const bench_shape *shape, const line *lines, int n)
+{
+    if (!any_wanted(r, lines, n))
+        return CLI_OK;
+    bench_case *b = bench_case_create(r->ctx, r->device, shape);
+    if (b == NULL) {
+        bench_report_left_out(r->report, shape, lines[0].op, lines[0].attention, lm_error());
+        return CLI_OK;
+    }
+    bool measured = true;
+    for (int i = 0; i < n && measured; i++)
+        measured = bench_line(r, b, shape, lines[i].op, lines[i].attention);
+    bench_case_destroy(b);
+    return measured ? CLI_OK : cli_fail("length %d: %s", shape->seqlen, lm_error());
+}
+
+int bench_gpu_by_length(bench_run *r, bench_shape shape, const int_list *lengths)
+{
+    int exit_code = CLI_OK;
+    for (int i = 0; i < lengths->n && exit_code == CLI_OK; i++) {
+        shape.seqlen = (int32_t)lengths->item[i];
+        exit_code = measure_lines(r, &shape, all_lines, ARGS_COUNT(all_lines));
+    }
+    return exit_code;
+}
+
+/* ---- The suite --------------------------------------------------------------------------------------------------- */
+
+static const line nsa_lines[] = {{BENCH_FORWARD, BENCH_NSA}, {BENCH_COMPRESS, BENCH_NSA}, {BENCH_CMP_ATTN, BENCH_NSA},
+                                 {BENCH_SELECT, BENCH_NSA},  {BENCH_SLC_ATTN, BENCH_NSA}, {BENCH_WIN_ATTN, BENCH_NSA},
+                                 {BENCH_GATE, BENCH_NSA},    {BENCH_BACKWARD, BENCH_NSA}};
+static const line slc_lines[] = {{BENCH_FORWARD, BENCH_NSA}, {BENCH_SLC_ATTN, BENCH_NSA}, {BENCH_BACKWARD, BENCH_NSA}};
+static const line both_forwards[] = {{BENCH_FORWARD, BENCH_DENSE}, {BENCH_FORWARD, BENCH_NSA}};
+static const line dense_lines[] = {{BENCH_FORWARD, BENCH_DENSE}, {BENCH_BACKWARD, BENCH_DENSE}};
+
+/* Of 64/4 heads, d 128, at some lengths. */
+static int by_length(bench_run *r, bool clustered, int32_t first, int32_t last, const line *lines, int n)
+{
+    int exit_code = CLI_OK;
+    for (int32_t seqlen = first; seqlen <= last && exit_code == CLI_OK; seqlen *= 2) {
+        bench_shape shape = bench_shape_of(r, 64, 4, 128, 128, NSA_BF16, seqlen);
+        shape.clustered = clustered;
+        exit_code = measure_lines(r, &shape, lines, n);
+    }
+    return exit_code;
+}
+
+static int training(bench_run *r)
+{
+    return by_length(r, false, 4096, 131072, nsa_lines, ARGS_COUNT(nsa_lines));
+}
+
+static int clustered(bench_run *r)
+{
+    return by_length(r, true, 8192, 131072, slc_lines, ARGS_COUNT(slc_lines));
+}
+
+static int dense(bench_run *r)
+{
+    return by_length(r, false, 4096, 65536, dense_lines, ARGS_COUNT(dense_lines));
+}
+
+static int wide_keys(bench_run *r)
+{
+    const bench_shape shape = bench_shape_of(r, 64, 4, 192, 128, NSA_BF16, 65536);
+    return measure_lines(r, &shape, nsa_lines, ARGS_COUNT(nsa_lines));
+}
+
+static int groups(bench_run *r)
+{
+    static const struct {
+        int32_t group, seqlen;
+    } cases[] = {{1, 65536}, {2, 65536}, {4, 32768}, {8, 32768}};
+    int exit_code = CLI_OK;
+    for (int i = 0; i < ARGS_COUNT(cases) && exit_code == CLI_OK; i++) {
+        const bench_shape shape = bench_shape_of(r, 32, 32 / cases[i].group, 128, 128, NSA_BF16, cases[i].seqlen);
+        exit_code = measure_lines(r, &shape, both_forwards, ARGS_COUNT(both_forwards));
+    }
+    return exit_code;
+}
+
+int bench_gpu_suite(bench_run *r)
+{
+    static const struct {
+        const char *title;
+        int (*run)(bench_run *);
+    } sections[] = {
+        {"Dense attention", dense},
+        {"Forward with all that backward needs, its parts, backward", training},
+        {"Clustered: queries that turn slowly, so that neighbours select much the same", clustered},
+        {"d_qk 192, d_v 128", wide_keys},
+        {"Groups of 1, 2, 4 and 8 query heads per key head", groups},
+    };
+    const double start = seconds_now();
+    char end[32];
+    int exit_code = CLI_OK;
+    for (int i = 0; i < ARGS_COUNT(sections) && exit_code == CLI_OK; i++) {
+        bench_report_section(r->report, sections[i].title);
+        exit_code = sections[i].run(r);
+    }
+    snprintf(end, sizeof end, "In %.0f s", seconds_now() - start);
+    bench_report_section(r->report, end);
+    return exit_code;
+}
