@@ -32,6 +32,12 @@ static void ref_forward(const void *problem, arena *ws)
 }
 
 #ifdef NSA_CUDA
+static void sm90_forward(const void *problem, arena *ws)
+{
+    attn_sm90_forward(problem, ws);
+    select_after(problem, ws);
+}
+
 static void simt_forward(const void *problem, arena *ws)
 {
     attn_simt_forward(problem, ws);
@@ -42,6 +48,7 @@ static void simt_forward(const void *problem, arena *ws)
 const attn_impl cmp_attn_impls[] = {
     {"tile", tile_supports, forward, backward},
 #ifdef NSA_CUDA
+    {"sm90", attn_sm90_supports, sm90_forward, attn_simt_backward},
     {"simt", attn_simt_supports, simt_forward, attn_simt_backward},
 #endif
     {"ref", attn_ref_supports, ref_forward, cmp_attn_ref_backward},

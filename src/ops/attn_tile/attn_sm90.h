@@ -1,0 +1,34 @@
+/*
+ * Attention on Hopper's tensor cores: bf16, d_qk/d_v of 64, 128, 192/128 or 256, up to 128 heads in a group. Equations:
+ * ops/attn_tile/attn.h.
+ *
+ *     forward of cmp and win    attn_fwd_sm90.cu
+ */
+#ifndef NSA_OPS_ATTN_SM90_H
+#define NSA_OPS_ATTN_SM90_H
+
+#include "cuda/simt.h"
+
+enum { FWD_ROWS = 128 /* of a tile of the forward pass: (token, head of the group) */ };
+
+/* Zeroed before the first launch. */
+typedef struct attn_fwd_state {
+    unsigned long long next_tile[2]; /* of the launch, and of that which does tiles again */
+    int32_t any_again;
+} attn_fwd_state;
+
+typedef struct attn_fwd_sm90 {
+    simt_config cfg;
+    int32_t branch;
+    simt_seqs seqs;
+    nsa_tensor q, k, v, o, lse;
+    int32_t tile_tokens;
+    int64_t n_tiles; /* of a kv head: numbers of tiles, of which some are not used */
+    attn_fwd_state *state;
+    unsigned char *again; /* [n_heads_kv][n_tiles]: tiles with a result that is not finite */
+} attn_fwd_sm90;
+
+/* Clears state and again, which lie together, does all tiles, and does some again. */
+NSA_LAUNCH launch_attn_fwd_sm90(const attn_fwd_sm90 *p, nsa_stream stream);
+
+#endif
