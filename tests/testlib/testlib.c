@@ -186,6 +186,15 @@ static int64_t far_stride(int64_t n, nsa_dtype dtype)
     return n < 2 ? 0 : ((int64_t)1 << 32) / min_i64(n - 1, size);
 }
 
+/* At either end, so on whole 16 bytes, where kernels for tensor cores could take the tensor. */
+static void *tensor_elements(const test_tensor *x)
+{
+    if (x->t.dtype != NSA_BF16 || x->e.d % 64 != 0 || x->layout == LAYOUT_GAPS)
+        return elements(x->n, x->t.dtype);
+    static unsigned turn;
+    return guarded((size_t)x->n * dtype_size(NSA_BF16), turn++ % 2 == 0 ? FLUSH_RIGHT : FLUSH_LEFT);
+}
+
 test_tensor tensor_new(const nsa_config *cfg, const nsa_batch *batch, side on, int32_t n_heads, int32_t d,
                        nsa_dtype dtype, layout as)
 {
@@ -211,7 +220,7 @@ test_tensor tensor_new(const nsa_config *cfg, const nsa_batch *batch, side on, i
     const int64_t n_rows = x.t.stride_seq == 0 ? x.e.total : max;
     if (n_rows > 0 && x.e.n_seqs > 0)
         x.n = (x.e.n_seqs - 1) * x.t.stride_seq + (n_rows - 1) * x.t.stride_token + (n_heads - 1) * x.t.stride_head + d;
-    x.t.data = elements(x.n, dtype);
+    x.t.data = tensor_elements(&x);
     return x;
 }
 
@@ -219,7 +228,7 @@ test_tensor tensor_like(const test_tensor *x, nsa_dtype dtype)
 {
     test_tensor y = *x;
     y.t.dtype = dtype;
-    y.t.data = elements(x->n, dtype);
+    y.t.data = tensor_elements(&y);
     return y;
 }
 

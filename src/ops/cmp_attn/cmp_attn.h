@@ -9,6 +9,7 @@
  *
  *     cmp_attn_impls      file                     takes
  *     tile                cmp_attn.c               f32, bf16, f16
+ *     sm90                attn_tile/attn_sm90.h    bf16 on Hopper, some d
  *     simt                attn_tile/attn_simt.cu   f32, bf16, f16 on CUDA
  *     ref                 cmp_attn_ref.c           everything; double accumulators
  */
