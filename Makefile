@@ -37,6 +37,11 @@ bench: setup
 	$(MAKE) --no-print-directory build
 	$(BUILD)/nsa bench --json >bench.jsonl.new && mv bench.jsonl.new $(RESULTS)
 
+# The same on a GPU, with a chart of it beside what others reach.
+bench-gpu: cuda
+	$(CUDA_BUILD)/nsa bench --device cuda --json >bench.jsonl.new && mv bench.jsonl.new bench/results/gpu.jsonl
+	$(CUDA_BUILD)/nsa bench --from bench/results/gpu.jsonl bench/results/gpu-peers.jsonl --chart docs/img/bench-gpu.png
+
 # The library, the header, the command and its manual into $(DESTDIR)$(PREFIX). The library alone, without the packages
 # that the command needs: cmake -DNSA_LM=OFF -DNSA_TESTS=OFF, and cmake --install.
 install:
@@ -58,4 +63,4 @@ format:
 clean:
 	rm -rf build build-*
 
-.PHONY: build demo test cuda test-gpu bench install docs setup format clean
+.PHONY: build demo test cuda test-gpu bench bench-gpu install docs setup format clean

@@ -1,5 +1,6 @@
 #include "cli/bench_suite.h"
 
+#include "cli/bench_chart.h"
 #include "cli/bench_cuda.h"
 #include "cli/cli.h"
 #include "cli/draw.h"
@@ -13,7 +14,7 @@ typedef struct bench_options {
     int32_t device, heads_q, heads_kv, d_qk, d_v, dtype, phi, batch, threads, selection;
     int64_t seed;
     int_list lengths;
-    string_list ops, attentions;
+    string_list ops, attentions, from;
     struct { /* on the command line? */
         bool lengths, heads_q, heads_kv, d_qk, d_v, dtype, phi, batch, selection, threads;
     } given;
@@ -110,6 +111,8 @@ static int check_options(const arg_table *table, bench_options *o)
         if (o->lengths.item[i] * o->batch >= INT32_MAX)
             return args_fail(table, "--batch", "is %d, times the length %lld must be below 2^31", o->batch,
                              (long long)o->lengths.item[i]);
+    if (o->from.n > 0 && o->chart == NULL)
+        return args_fail(table, "--chart", "is missing, where to draw the results of --from");
     if (o->chart != NULL && !canvas_path_valid(o->chart))
         return args_fail(table, "--chart", "is '%.200s', must end in .png or .svg", o->chart);
     return CLI_OK;
@@ -168,6 +171,21 @@ static int run_bench(const bench_options *o, bench_run *run)
     return exit_code;
 }
 
+/* The results of other runs. */
+static int draw_files(const bench_options *o)
+{
+    bench_chart *chart = calloc(1, sizeof *chart);
+    if (chart == NULL)
+        return cli_fail("out of memory");
+    int exit_code = CLI_OK;
+    for (int i = 0; i < o->from.n && exit_code == CLI_OK; i++)
+        exit_code = bench_chart_read(chart, o->from.item[i]);
+    if (exit_code == CLI_OK)
+        exit_code = bench_chart_draw(chart, o->chart);
+    free(chart);
+    return exit_code;
+}
+
 int cmd_bench(int argc, char **argv)
 {
     bench_options o = {.chart = NULL};
@@ -176,6 +194,7 @@ int cmd_bench(int argc, char **argv)
         arg_flag("quick", &o.quick, "lengths 2048,4096,8192 and fewer repetitions: within a minute"),
         arg_flag("json", &o.json, "JSON lines on stdout, one per measurement; the table goes to stderr"),
         arg_string("chart", &o.chart, "FILE", NULL, "draw ms over length (.png or .svg)"),
+        arg_strings("from", &o.from, "FILE", "measure nothing: draw what --json has written into these files"),
         arg_strings("op", &o.ops, "OP",
                     "only these lines: forward, backward, prefill, decode, compress,\n"
                     "cmp_attn, select, slc_attn, win_attn, gate, train_step"),
@@ -215,6 +234,8 @@ int cmd_bench(int argc, char **argv)
     int exit_code;
     if (!args_parse(&table, argc, argv, &exit_code) || (exit_code = check_options(&table, &o)) != CLI_OK)
         return exit_code;
+    if (o.from.n > 0)
+        return draw_files(&o);
 
     bench_run run = {.seed = o.seed};
     if ((exit_code = choose_lines(&table, &o, &run)) != CLI_OK)

@@ -1,9 +1,11 @@
 #include "cli/bench_report.h"
 
+#include "cli/bench_chart.h"
 #include "cli/cli.h"
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -298,4 +300,40 @@ void bench_report_add(bench_report *r, const nsa_ctx *ctx, bench_record x)
         print_json(r, &x);
     if (r->n < BENCH_MAX_RECORDS)
         r->records[r->n++] = x;
+}
+
+/* ---- Chart ------------------------------------------------------------------------------------------------------- */
+
+static bench_point point_of(const bench_report *r, const bench_record *x)
+{
+    const nsa_config *cfg = &x->shape.cfg;
+    bench_point p = {.heads_q = cfg->n_heads_q,
+                     .heads_kv = cfg->n_heads_kv,
+                     .d_qk = cfg->d_qk,
+                     .d_v = cfg->d_v,
+                     .batch = x->shape.batch,
+                     .seqlen = x->shape.seqlen,
+                     .threads = r->gpu != NULL ? 0 : x->threads,
+                     .ms = x->time.ms};
+    snprintf(p.op, sizeof p.op, "%s", bench_op_names[x->op]);
+    snprintf(p.machine, sizeof p.machine, "%s", r->gpu != NULL ? r->gpu->name : r->cpu);
+    snprintf(p.isa, sizeof p.isa, "%s", x->isa != NULL ? x->isa : "");
+    snprintf(p.dtype, sizeof p.dtype, "%s", dtype_names[x->shape.dtype]);
+    bench_point_name(&p, bench_attention_names[x->attention], x->shape.clustered, false);
+    return p;
+}
+
+int bench_report_chart(const bench_report *r, const char *path)
+{
+    bench_chart *chart = calloc(1, sizeof *chart);
+    if (chart == NULL)
+        return cli_fail("out of memory");
+    for (int i = 0; i < r->n; i++)
+        if (r->records[i].op != BENCH_FORWARD_GIVEN) {
+            const bench_point point = point_of(r, &r->records[i]);
+            bench_chart_add(chart, &point);
+        }
+    const int exit_code = bench_chart_draw(chart, path);
+    free(chart);
+    return exit_code;
 }

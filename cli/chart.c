@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 enum { MAX_TICKS = 24 };
 
@@ -167,13 +168,38 @@ static void draw_series(canvas *c, const chart_panel *panel, const chart_series 
             draw_dot(c, scale_at(x, series->x[i]), scale_at(y, series->y[i]), 3.2, color);
 }
 
-static void draw_legend(canvas *c, const chart_panel *panel, double x, double y)
+/* Whether the next name starts another row of the legend. *used: of this row, by what letters take at most, since rows
+ * are counted before there is a page to measure on. */
+static bool legend_breaks(const char *name, double width, double *used)
+{
+    const double takes = 53 + 0.62 * label_size * (double)strlen(name);
+    const bool breaks = *used > 0 && *used + takes > width;
+    *used = (breaks ? 0 : *used) + takes;
+    return breaks;
+}
+
+static int legend_rows(const chart_panel *panel, double width)
+{
+    double used = 0;
+    int rows = 1;
+    for (int i = 0; i < panel->n_series; i++)
+        if (panel->series[i].name != NULL)
+            rows += legend_breaks(panel->series[i].name, width, &used);
+    return rows;
+}
+
+static void draw_legend(canvas *c, const chart_panel *panel, double left, double y, double width)
 {
     const text_style style = {label_size, false, ANCHOR_START, ink};
+    double x = left, used = 0;
     for (int i = 0; i < panel->n_series; i++) {
         const chart_series *series = &panel->series[i];
         if (series->name == NULL)
             continue;
+        if (legend_breaks(series->name, width, &used)) {
+            x = left;
+            y += legend_row;
+        }
         const rgb color = palette[series->color % PALETTE_SIZE];
         const bool thin = series->style == CHART_THIN;
         draw_line(c, x, y - 4, x + 22, y - 4, thin ? 1.2 : 2.2, thin ? rgb_mix(color, paper, 0.4) : color);
@@ -188,11 +214,13 @@ int chart_lines(const char *path, const line_chart *chart)
 {
     const int columns = chart->columns, rows = (chart->n_panels + columns - 1) / columns;
     const double panel_width = columns == 1 ? 760 : 400, panel_height = rows == 1 && columns == 1 ? 400 : 300;
-    const double top = header_height + legend_row;
-    canvas c = canvas_open(path, columns * panel_width + margin, top + rows * panel_height + margin / 2);
+    const double width = columns * panel_width + margin, legend_width = width - 2 * margin;
+    const double top =
+        header_height + legend_row * (chart->n_panels > 0 ? legend_rows(&chart->panels[0], legend_width) : 1);
+    canvas c = canvas_open(path, width, top + rows * panel_height + margin / 2);
     draw_header(&c, chart->title, chart->subtitle);
     if (chart->n_panels > 0)
-        draw_legend(&c, &chart->panels[0], margin, header_height + 10);
+        draw_legend(&c, &chart->panels[0], margin, header_height + 10, legend_width);
     for (int i = 0; i < chart->n_panels; i++) {
         const chart_panel *panel = &chart->panels[i];
         const double left = i % columns * panel_width, above = top + i / columns * panel_height;

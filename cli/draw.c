@@ -19,6 +19,8 @@ const rgb palette[PALETTE_SIZE] = {
     {0.800, 0.475, 0.655}, /* purple */
     {0.902, 0.624, 0.000}, /* orange */
     {0.337, 0.706, 0.914}, /* sky */
+    {0.300, 0.300, 0.300}, /* black, softened */
+    {0.800, 0.740, 0.100}, /* yellow, darkened for white paper */
 };
 const rgb ink = {0.13, 0.15, 0.18}, ink_soft = {0.38, 0.41, 0.45}, ink_faint = {0.89, 0.90, 0.91}, paper = {1, 1, 1};
 

@@ -17,7 +17,7 @@ typedef struct rgb {
 } rgb;
 
 /* Okabe and Ito's palette: told apart with any kind of colour vision. */
-enum { PALETTE_SIZE = 6 };
+enum { PALETTE_SIZE = 8 };
 extern const rgb palette[PALETTE_SIZE];
 extern const rgb ink, ink_soft, ink_faint, paper; /* text, secondary text, grid lines, background */
 

@@ -304,6 +304,27 @@ static void refused(const char *words, int exit_code, const char *named)
                  named);
 }
 
+/* A chart of two machines; files that hold none. */
+static void test_bench_files(void **state)
+{
+    (void)state;
+    static const char ours[] =
+        "{\"op\":\"forward\",\"attention\":\"nsa\",\"gpu\":\"NVIDIA H100\",\"dtype\":\"bf16\",\"batch\":1,"
+        "\"seqlen\":1024,\"heads_q\":64,\"heads_kv\":4,\"d_qk\":128,\"d_v\":128,\"threads\":1,\"isa\":\"sm_90\","
+        "\"selection\":\"random\",\"ms\":1.5}\n";
+    static const char theirs[] =
+        "{\"op\":\"forward\",\"attention\":\"cuDNN\",\"gpu\":\"NVIDIA H200\",\"dtype\":\"bf16\",\"batch\":1,"
+        "\"seqlen\":1024,\"heads_q\":64,\"heads_kv\":4,\"d_qk\":128,\"d_v\":128,\"ms\":0.5,\"date\":\"2026-11-23\"}\n";
+    write_text("ours.jsonl", ours, sizeof ours - 1);
+    write_text("theirs.jsonl", theirs, sizeof theirs - 1);
+    nsa_succeeds("bench --from ours.jsonl theirs.jsonl --chart files.png");
+    assert_png("files.png");
+    refused("bench --from ours.jsonl", CLI_USAGE, "--chart");
+    refused("bench --from nothing.jsonl --chart files.png", CLI_FAILED, "nothing.jsonl");
+    write_text("theirs.jsonl", "{\"op\":\"forward\"}\n", 17);
+    refused("bench --from ours.jsonl theirs.jsonl --chart files.png", CLI_FAILED, "theirs.jsonl: line 1");
+}
+
 static void test_wrong_flags(void **state)
 {
     (void)state;
@@ -383,9 +404,9 @@ int main(void)
         cmocka_unit_test(test_train),          cmocka_unit_test(test_killed_and_resumed),
         cmocka_unit_test(test_generate),       cmocka_unit_test(test_eval),
         cmocka_unit_test(test_map_and_losses), cmocka_unit_test(test_bench),
-        cmocka_unit_test(test_bench_lines),    cmocka_unit_test(test_plain_commands),
-        cmocka_unit_test(test_wrong_flags),    cmocka_unit_test(test_wrong_files),
-        cmocka_unit_test(test_tampered_model),
+        cmocka_unit_test(test_bench_lines),    cmocka_unit_test(test_bench_files),
+        cmocka_unit_test(test_plain_commands), cmocka_unit_test(test_wrong_flags),
+        cmocka_unit_test(test_wrong_files),    cmocka_unit_test(test_tampered_model),
     };
     return cmocka_run_group_tests_name("command", tests, set_up, tear_down);
 }
