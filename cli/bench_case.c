@@ -308,7 +308,8 @@ static bool prepare(void *self)
 {
     const bench_case *b = self;
     for (int32_t s = 0; b->op == BENCH_PREFILL && s < b->shape.batch; s++)
-        LM_TRY(lm_nsa(nsa_cache_reset(b->ctx, &b->shape.cfg, &b->caches.pool, b->caches.states[s]), "nsa_cache_reset"));
+        LM_TRY(lm_nsa(nsa_cache_reset(b->ctx, &b->shape.cfg, &b->caches.pool, b->caches.states[s], NULL),
+                      "nsa_cache_reset"));
     return true;
 }
 

@@ -123,7 +123,7 @@ static bool prepare_nsa(void *self)
     c->decode.states = c->caches.states + first;
     c->decode.page_table = c->caches.table + (ptrdiff_t)first * c->caches.pages_per_seq;
     for (int32_t s = 0; s < shape->batch; s++)
-        LM_TRY(lm_nsa(nsa_cache_drop(c->ctx, &shape->cfg, &c->caches.pool, c->decode.states[s], shape->seqlen),
+        LM_TRY(lm_nsa(nsa_cache_drop(c->ctx, &shape->cfg, &c->caches.pool, c->decode.states[s], shape->seqlen, NULL),
                       "nsa_cache_drop"));
     c->turn = (c->turn + 1) % c->n_sets;
     return true;

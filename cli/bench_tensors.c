@@ -179,7 +179,7 @@ nsa_status bench_make_caches(bench_tensors *m, const nsa_ctx *ctx, const bench_s
         return NSA_ERR_OUT_OF_MEMORY;
     for (int32_t s = 0; s < n && status == NSA_OK; s++) {
         c->states[s] = states + (size_t)s * c->state_bytes;
-        status = nsa_cache_reset(ctx, &shape->cfg, &c->pool, c->states[s]);
+        status = nsa_cache_reset(ctx, &shape->cfg, &c->pool, c->states[s], NULL);
     }
     for (int32_t i = 0; i < n * c->pages_per_seq; i++)
         c->table[i] = i;

@@ -53,7 +53,7 @@ static void step(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cac
     check(n_new > DRAFT ? nsa_prefill(ctx, cfg, cache, &args, workspace, bytes, NULL)
                         : nsa_decode(ctx, cfg, cache, &args, workspace, bytes, NULL));
     int64_t length = 0;
-    check(nsa_cache_length(ctx, state, &length));
+    check(nsa_cache_length(ctx, state, &length, NULL));
     printf("%d new, %lld held, o[0] = %g\n", n_new, (long long)length, (double)((float *)args.o.data)[0]);
     free(workspace);
     free(q.data), free(k.data), free(v.data), free(args.gate.data), free(args.o.data);
@@ -74,13 +74,13 @@ int main(void)
     check(nsa_cache_state_bytes(ctx, &cfg, &cache, &state_bytes));
     cache.pages = aligned_alloc(64, page_bytes * PAGES);
     void *state = aligned_alloc(64, state_bytes);
-    check(nsa_cache_reset(ctx, &cfg, &cache, state));
+    check(nsa_cache_reset(ctx, &cfg, &cache, state, NULL));
 
     step(ctx, &cfg, &cache, state, PROMPT);
     for (int i = 0; i < 3; i++)
         step(ctx, &cfg, &cache, state, 1);
-    step(ctx, &cfg, &cache, state, DRAFT);                                   /* a draft of 4 ... */
-    check(nsa_cache_drop(ctx, &cfg, &cache, state, PROMPT + 3 + DRAFT - 2)); /* ... of which 2 are rejected */
+    step(ctx, &cfg, &cache, state, DRAFT);                                         /* a draft of 4 ... */
+    check(nsa_cache_drop(ctx, &cfg, &cache, state, PROMPT + 3 + DRAFT - 2, NULL)); /* ... of which 2 are rejected */
     step(ctx, &cfg, &cache, state, 1);
 
     free(state);

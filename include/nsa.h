@@ -474,12 +474,18 @@ NSA_API nsa_status nsa_backward(const nsa_ctx *ctx, const nsa_config *cfg, const
 
 /* ---- Generation over a KV cache ----------------------------------------------------------------------------------
  *
- * For CPU contexts only so far. Memory is the caller's: a pool of pages, each holding page_size tokens of one sequence
- * (slc K and V, and the compressed rows whose blocks end there; opaque inside), an int32 page table per sequence, and
- * for each sequence a small state (its length; the last win_size - 1 + max_draft window rows and cmp_block - 1 +
- * max_draft uncompressed rows). Neither holds addresses: both may be copied and moved, and pages that are full may be
- * shared by sequences that start alike. Token by token, chunk by chunk and one nsa_forward over the whole give the same
- * outputs to rounding.
+ * Memory is the caller's: a pool of pages, each holding page_size tokens of one sequence (slc K and V, and the
+ * compressed rows whose blocks end there; opaque inside), an int32 page table per sequence, and for each sequence a
+ * small state (its length; the last win_size - 1 + max_draft window rows and cmp_block - 1 + max_draft uncompressed
+ * rows). Neither holds addresses: both may be copied and moved, and pages that are full may be shared by sequences that
+ * start alike. Token by token, chunk by chunk and one nsa_forward over the whole give the same outputs to rounding.
+ *
+ * With CUDA pages, states, page tables and the array `states` lie in memory that the device reaches. A sequence's
+ * length is in its state and grows there: a call that was captured in a graph appends the next tokens each time that
+ * the graph is launched. The host does not see lengths, so work and workspace go by the longest that the page tables
+ * have room for, pages_per_seq * page_size tokens; and what the CPU finds wrong in lengths, pages and states is not
+ * found: a sequence without a sound state, or without room for its new tokens, gets none and has unspecified results;
+ * an entry of the page table is taken for the nearest page that there is.
  */
 
 /* A pool of pages and what its sequences have in common. */
@@ -501,21 +507,24 @@ NSA_API nsa_status nsa_cache_state_bytes(const nsa_ctx *ctx, const nsa_config *c
                                          size_t *bytes);
 
 /* Makes the state (64-byte aligned) that of an empty sequence. To be called before its first use. */
-NSA_API nsa_status nsa_cache_reset(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache, void *state);
+NSA_API nsa_status nsa_cache_reset(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache, void *state,
+                                   nsa_stream stream);
 
-/* Tokens held. */
-NSA_API nsa_status nsa_cache_length(const nsa_ctx *ctx, const void *state, int64_t *n_tokens);
+/* Tokens held. With CUDA n_tokens, too, lies in memory that the device reaches; -1 of what is no state. */
+NSA_API nsa_status nsa_cache_length(const nsa_ctx *ctx, const void *state, int64_t *n_tokens, nsa_stream stream);
 
 /* Drops the tokens from n_tokens on, as if they had never been given. n_tokens below the longest length that the
- * sequence has had, less max_draft, is an error and changes nothing. */
+ * sequence has had, less max_draft, is an error and changes nothing; so is one above the tokens held. With CUDA it
+ * changes nothing, too, but is not seen. */
 NSA_API nsa_status nsa_cache_drop(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache, void *state,
-                                  int64_t n_tokens);
+                                  int64_t n_tokens, nsa_stream stream);
 
 /* New tokens of some sequences: sequence s appends tokens cu_seqlens[s] .. cu_seqlens[s+1]-1 (any number, 0 included)
  * of k and v to its cache, and its queries attend to all that it then holds. Pages and states are written, too; no two
  * sequences of a call may write one page. */
 typedef struct nsa_cache_args {
     int32_t n_seqs;               /* sequences, >= 0 */
+    int32_t max_seqlen;           /* >= the most new tokens of a sequence; 0: total, which always is */
     int64_t total;                /* = cu_seqlens[n_seqs]; the tensors have this many rows */
     const int32_t *cu_seqlens;    /* [n_seqs + 1], from 0, never falling */
     void *const *states;          /* [n_seqs], distinct */
@@ -532,7 +541,7 @@ typedef struct nsa_cache_args {
 } nsa_cache_args;
 
 /* Bytes that nsa_prefill needs. They grow with the lengths that the sequences will have: ask before each call, or once
- * for the longest. */
+ * for the longest. With CUDA they grow with what the page tables have room for. */
 NSA_API nsa_status nsa_prefill_workspace(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache,
                                          const nsa_cache_args *args, size_t *bytes);
 

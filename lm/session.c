@@ -86,7 +86,7 @@ static bool create_kv(const model *m, kv_store *kv)
         kv->page_table[p] = p;
     for (int32_t l = 0; l < m->cfg.model.layers; l++) {
         const nsa_cache cache = layer_cache(kv, l);
-        LM_TRY(lm_nsa(nsa_cache_reset(m->ctx, &m->nsa, &cache, layer_state(kv, l)), "nsa_cache_reset"));
+        LM_TRY(lm_nsa(nsa_cache_reset(m->ctx, &m->nsa, &cache, layer_state(kv, l), NULL), "nsa_cache_reset"));
     }
     return true;
 }

@@ -4,8 +4,7 @@
 #include "core/dtype.h"
 #include "core/size.h"
 
-/* What can be said without reading cu. */
-static nsa_status check_cu(const char *name, const char *total_name, const int32_t *cu, int32_t n_seqs, int64_t total)
+nsa_status check_cu(const char *name, const char *total_name, const int32_t *cu, int32_t n_seqs, int64_t total)
 {
     NSA_REQUIRE(total >= 0 && total <= INT32_MAX, "%s is %lld, must be 0 .. 2^31-1", total_name, (long long)total);
     if (n_seqs == 0) {

@@ -10,7 +10,10 @@ nsa_status check_batch(const nsa_ctx *ctx, const nsa_batch *batch);
 nsa_status check_batch_q(const nsa_ctx *ctx, const nsa_batch *batch); /* for ops that read one side only */
 nsa_status check_batch_k(const nsa_ctx *ctx, const nsa_batch *batch);
 
-/* cu[0 .. n_seqs] from 0, never falling, up to total; the names are the caller's. */
+/* What can be said of cu without reading it; the names are the caller's. */
+nsa_status check_cu(const char *name, const char *total_name, const int32_t *cu, int32_t n_seqs, int64_t total);
+
+/* cu[0 .. n_seqs] from 0, never falling, up to total. */
 nsa_status check_cu_seqlens(const char *name, const char *total_name, const int32_t *cu, int32_t n_seqs, int64_t total);
 
 /* The extent of a tensor: which tokens, heads, channels. */

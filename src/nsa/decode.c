@@ -1,21 +1,14 @@
 /*
  * nsa_prefill and nsa_decode: append the new tokens to the pages, compress the blocks that they complete, run the
- * branches over pages and rings, then let the rings take up the new tokens. On the CPU the two are one.
+ * branches over pages and rings, then let the rings take up the new tokens. On the CPU the two are one, and here; for
+ * CUDA see cache_simt.c.
  */
 #include "core/arena.h"
 #include "core/check.h"
+#include "nsa/decode.h"
 #include "nsa/forward.h"
-#include "nsa/kv_cache.h"
 #include "nsa/pipeline.h"
 #include "ops/compress/compress.h"
-
-typedef struct cache_problem {
-    const nsa_ctx *ctx;
-    const nsa_config *cfg;
-    const nsa_cache *cache;
-    const nsa_cache_args *args;
-    cache_layout layout;
-} cache_problem;
 
 static cache_header *header_of(const cache_problem *p, int32_t s)
 {
@@ -99,14 +92,33 @@ static nsa_status check_sequences(const cache_problem *p)
     return NSA_OK;
 }
 
+/* What can be said without reading device memory. */
+static nsa_status check_on_device(const cache_problem *p)
+{
+    const nsa_cache_args *args = p->args;
+    NSA_TRY(check_cu("args.cu_seqlens", "args.total", args->cu_seqlens, args->n_seqs, args->total));
+    NSA_REQUIRE(args->n_seqs == 0 || args->states != NULL, "args.states is NULL");
+    if (args->total == 0)
+        return NSA_OK;
+    NSA_REQUIRE(p->cache->n_pages > 0, "cache.n_pages is 0");
+    NSA_REQUIRE(args->pages_per_seq > 0, "args.pages_per_seq is 0");
+    NSA_REQUIRE(args->page_table != NULL, "args.page_table is NULL");
+    return NSA_OK;
+}
+
 static nsa_status check_tensors(const cache_problem *p)
 {
     const nsa_cache_args *args = p->args;
     const nsa_config *cfg = p->cfg;
     const int dtype = (int)p->cache->dtype;
-    int64_t max_new = 0;
-    for (int32_t s = 0; s < args->n_seqs; s++)
-        max_new = max_i64(max_new, n_new(p, s));
+    int64_t max_new = cache_max_new(args);
+    if (!p->ctx->cuda) {
+        max_new = 0;
+        for (int32_t s = 0; s < args->n_seqs; s++)
+            max_new = max_i64(max_new, n_new(p, s));
+        NSA_REQUIRE(max_new <= cache_max_new(args), "args.max_seqlen is %d, but a sequence has %lld new tokens",
+                    args->max_seqlen, (long long)max_new);
+    }
     const extent q = {args->n_seqs, args->total, max_new, cfg->n_heads_q, cfg->d_qk};
     const extent k = {args->n_seqs, args->total, max_new, cfg->n_heads_kv, cfg->d_qk};
     const extent v = {args->n_seqs, args->total, max_new, cfg->n_heads_kv, cfg->d_v};
@@ -140,8 +152,13 @@ static nsa_status make_problem(const nsa_ctx *ctx, const nsa_config *cfg, const 
     NSA_REQUIRE((uintptr_t)cache->pages % ARENA_ALIGN == 0, "cache.pages is not aligned to %d bytes", ARENA_ALIGN);
     NSA_REQUIRE(args->n_seqs >= 0, "args.n_seqs is %d, must be >= 0", args->n_seqs);
     NSA_REQUIRE(args->pages_per_seq >= 0, "args.pages_per_seq is %d, must be >= 0", args->pages_per_seq);
-    NSA_TRY(check_cu_seqlens("args.cu_seqlens", "args.total", args->cu_seqlens, args->n_seqs, args->total));
-    NSA_TRY(check_sequences(p));
+    NSA_REQUIRE(args->max_seqlen >= 0, "args.max_seqlen is %d, must be >= 0", args->max_seqlen);
+    if (ctx->cuda) {
+        NSA_TRY(check_on_device(p));
+    } else {
+        NSA_TRY(check_cu_seqlens("args.cu_seqlens", "args.total", args->cu_seqlens, args->n_seqs, args->total));
+        NSA_TRY(check_sequences(p));
+    }
     return check_tensors(p);
 }
 
@@ -315,13 +332,15 @@ static void cache_op(const void *problem, arena *ws)
     pipeline pipe = {
         .ctx = p->ctx,
         .cfg = p->cfg,
-        .seqs = {.n = args->n_seqs, .total_q = args->total, .cu_q = args->cu_seqlens, .len_k = new_length, .cache = p},
         .dtype = p->cache->dtype,
         .gate = args->gate,
         .slc_idx = args->slc_idx,
         .o = args->o,
     };
+    const seqs all = {
+        .n = args->n_seqs, .total_q = args->total, .cu_q = args->cu_seqlens, .len_k = new_length, .cache = p};
     for (int b = 0; b < NSA_N_BRANCHES; b++) {
+        pipe.seqs[b] = all;
         pipe.q[b] = args->q[b];
         pipe.k[b] = source(p, parts[b]);
         pipe.v[b] = source(p, (cache_part)(parts[b] + 1));
@@ -338,44 +357,81 @@ static void cache_op(const void *problem, arena *ws)
     }
 }
 
-static nsa_status cache_workspace(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache,
-                                  const nsa_cache_args *args, size_t *bytes)
+/* ---- The implementations: fastest first */
+
+static bool on_cpu(const cache_problem *p)
 {
-    cache_problem p;
-    NSA_TRY(make_problem(ctx, cfg, cache, args, &p));
-    return op_workspace(cache_op, &p, bytes);
+    return !p->ctx->cuda;
 }
 
-static nsa_status cache_run(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache,
-                            const nsa_cache_args *args, void *workspace, size_t workspace_bytes)
+static const cache_impl prefill_impls[] = {
+    {"cpu", on_cpu, cache_op},
+#ifdef NSA_CUDA
+    {"gathered", cache_gathered_supports, cache_gathered},
+#endif
+    {NULL, NULL, NULL},
+};
+
+static const cache_impl decode_impls[] = {
+    {"cpu", on_cpu, cache_op},
+#ifdef NSA_CUDA
+    {"gathered", cache_gathered_supports, cache_gathered},
+#endif
+    {NULL, NULL, NULL},
+};
+
+static nsa_status choose(const cache_impl *impls, const cache_problem *p, op_fn **op)
+{
+    while (impls->name != NULL && !impls->supports(p))
+        impls++;
+    if (impls->name == NULL)
+        return nsa_fail(NSA_ERR_UNSUPPORTED,
+                        "args.n_seqs is %d, with room for %lld tokens each: with CUDA a call has room for 2^31-1",
+                        p->args->n_seqs, (long long)cache_room(p->cache, p->args));
+    *op = impls->run;
+    return NSA_OK;
+}
+
+static nsa_status cache_workspace(const cache_impl *impls, const nsa_ctx *ctx, const nsa_config *cfg,
+                                  const nsa_cache *cache, const nsa_cache_args *args, size_t *bytes)
 {
     cache_problem p;
+    op_fn *op = NULL;
     NSA_TRY(make_problem(ctx, cfg, cache, args, &p));
-    return op_run(ctx, cache_op, &p, workspace, workspace_bytes, NULL);
+    NSA_TRY(choose(impls, &p, &op));
+    return op_workspace(op, &p, bytes);
+}
+
+static nsa_status cache_run(const cache_impl *impls, const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache,
+                            const nsa_cache_args *args, void *workspace, size_t workspace_bytes, nsa_stream stream)
+{
+    cache_problem p;
+    op_fn *op = NULL;
+    NSA_TRY(make_problem(ctx, cfg, cache, args, &p));
+    NSA_TRY(choose(impls, &p, &op));
+    return op_run(ctx, op, &p, workspace, workspace_bytes, stream);
 }
 
 nsa_status nsa_prefill_workspace(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache,
                                  const nsa_cache_args *args, size_t *bytes)
 {
-    return cache_workspace(ctx, cfg, cache, args, bytes);
+    return cache_workspace(prefill_impls, ctx, cfg, cache, args, bytes);
 }
 
 nsa_status nsa_prefill(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache, const nsa_cache_args *args,
                        void *workspace, size_t workspace_bytes, nsa_stream stream)
 {
-    (void)stream;
-    return cache_run(ctx, cfg, cache, args, workspace, workspace_bytes);
+    return cache_run(prefill_impls, ctx, cfg, cache, args, workspace, workspace_bytes, stream);
 }
 
 nsa_status nsa_decode_workspace(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache,
                                 const nsa_cache_args *args, size_t *bytes)
 {
-    return cache_workspace(ctx, cfg, cache, args, bytes);
+    return cache_workspace(decode_impls, ctx, cfg, cache, args, bytes);
 }
 
 nsa_status nsa_decode(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache, const nsa_cache_args *args,
                       void *workspace, size_t workspace_bytes, nsa_stream stream)
 {
-    (void)stream;
-    return cache_run(ctx, cfg, cache, args, workspace, workspace_bytes);
+    return cache_run(decode_impls, ctx, cfg, cache, args, workspace, workspace_bytes, stream);
 }

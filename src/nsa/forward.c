@@ -135,7 +135,6 @@ static void forward_op(const void *problem, arena *ws)
     pipeline p = {
         .ctx = f->ctx,
         .cfg = cfg,
-        .seqs = seqs_of_batch(f->batch),
         .dtype = dtype,
         .gate = args->gate,
         .slc_idx_given = args->slc_idx_given != 0,
@@ -144,6 +143,7 @@ static void forward_op(const void *problem, arena *ws)
     };
     for (int b = 0; b < NSA_N_BRANCHES; b++) {
         const bool cmp = b == NSA_CMP;
+        p.seqs[b] = seqs_of_batch(f->batch);
         p.q[b] = args->q[b];
         p.k[b] = rows_from_tensor(cmp ? &k_cmp : &args->k[b], cfg->d_qk, cu_k, cmp ? cfg->cmp_stride : 1);
         p.v[b] = rows_from_tensor(cmp ? &v_cmp : &args->v[b], cfg->d_v, cu_k, cmp ? cfg->cmp_stride : 1);

@@ -1,9 +1,8 @@
 #include "nsa/kv_cache.h"
 #include "core/arena.h"
 #include "core/ctx.h"
-
-/* "nsacache" in ASCII: tells a state from memory that nsa_cache_reset has never seen. */
-static const uint64_t STATE_MAGIC = 0x6568636163617367U;
+#include "cuda/device.h"
+#include "nsa/cache_device.h"
 
 static int64_t align_up(int64_t bytes)
 {
@@ -38,19 +37,9 @@ cache_layout cache_layout_of(const nsa_config *cfg, const nsa_cache *cache)
     return l;
 }
 
-/* The cache lives on the CPU so far. */
-static nsa_status check_cache_ctx(const nsa_ctx *ctx)
-{
-    NSA_TRY(check_ctx(ctx));
-    if (ctx->cuda)
-        return nsa_fail(NSA_ERR_UNSUPPORTED,
-                        "ctx is for CUDA: the KV cache, nsa_prefill and nsa_decode are on the CPU only");
-    return NSA_OK;
-}
-
 nsa_status check_cache(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache)
 {
-    NSA_TRY(check_cache_ctx(ctx));
+    NSA_TRY(check_ctx(ctx));
     NSA_TRY(check_config(cfg));
     NSA_REQUIRE(cache != NULL, "cache is NULL");
     NSA_REQUIRE(cache->page_size >= 1 && cache->page_size % cfg->slc_block == 0 &&
@@ -60,6 +49,7 @@ nsa_status check_cache(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cach
     NSA_REQUIRE(cache->max_draft >= 0, "cache.max_draft is %d, must be >= 0", cache->max_draft);
     NSA_REQUIRE(dtype_is_float(cache->dtype), "cache.dtype is %d (%s), must be f32, bf16, f16 or f64",
                 (int)cache->dtype, dtype_name(cache->dtype));
+    NSA_TRY(check_ctx_dtype(ctx, "cache", cache->dtype));
     NSA_REQUIRE(cache->n_pages >= 0 && cache->n_pages <= INT32_MAX, "cache.n_pages is %lld, must be 0 .. 2^31-1",
                 (long long)cache->n_pages);
     const cache_layout layout = cache_layout_of(cfg, cache);
@@ -70,12 +60,18 @@ nsa_status check_cache(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cach
     return NSA_OK;
 }
 
-nsa_status check_state(const char *name, const void *state)
+static nsa_status check_state_pointer(const char *name, const void *state)
 {
     NSA_REQUIRE(state != NULL, "%s is NULL", name);
     NSA_REQUIRE((uintptr_t)state % ARENA_ALIGN == 0, "%s is not aligned to %d bytes", name, ARENA_ALIGN);
+    return NSA_OK;
+}
+
+nsa_status check_state(const char *name, const void *state)
+{
+    NSA_TRY(check_state_pointer(name, state));
     const cache_header *h = state;
-    NSA_REQUIRE(h->magic == STATE_MAGIC, "%s is no state: call nsa_cache_reset first", name);
+    NSA_REQUIRE(h->magic == CACHE_MAGIC, "%s is no state: call nsa_cache_reset first", name);
     NSA_REQUIRE(h->length >= 0 && h->length <= h->longest && h->longest <= INT32_MAX,
                 "%s is damaged: it would hold %lld tokens, and %lld at most before", name, (long long)h->length,
                 (long long)h->longest);
@@ -107,29 +103,38 @@ nsa_status nsa_cache_state_bytes(const nsa_ctx *ctx, const nsa_config *cfg, cons
     return NSA_OK;
 }
 
-nsa_status nsa_cache_reset(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache, void *state)
+nsa_status nsa_cache_reset(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache, void *state,
+                           nsa_stream stream)
 {
     NSA_TRY(check_cache(ctx, cfg, cache));
-    NSA_REQUIRE(state != NULL, "state is NULL");
-    NSA_REQUIRE((uintptr_t)state % ARENA_ALIGN == 0, "state is not aligned to %d bytes", ARENA_ALIGN);
-    *(cache_header *)state = (cache_header){STATE_MAGIC, cache_layout_of(cfg, cache).state_bytes, 0, 0};
+    NSA_TRY(check_state_pointer("state", state));
+    const int64_t bytes = cache_layout_of(cfg, cache).state_bytes;
+    if (ctx->cuda)
+        return cache_device_reset(ctx, state, bytes, stream);
+    *(cache_header *)state = (cache_header){CACHE_MAGIC, bytes, 0, 0};
     return NSA_OK;
 }
 
-nsa_status nsa_cache_length(const nsa_ctx *ctx, const void *state, int64_t *n_tokens)
+nsa_status nsa_cache_length(const nsa_ctx *ctx, const void *state, int64_t *n_tokens, nsa_stream stream)
 {
-    NSA_TRY(check_cache_ctx(ctx));
-    NSA_TRY(check_state("state", state));
+    NSA_TRY(check_ctx(ctx));
+    NSA_TRY(ctx->cuda ? check_state_pointer("state", state) : check_state("state", state));
     NSA_REQUIRE(n_tokens != NULL, "n_tokens is NULL");
+    if (ctx->cuda)
+        return cache_device_length(ctx, state, n_tokens, stream);
     *n_tokens = ((const cache_header *)state)->length;
     return NSA_OK;
 }
 
 nsa_status nsa_cache_drop(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_cache *cache, void *state,
-                          int64_t n_tokens)
+                          int64_t n_tokens, nsa_stream stream)
 {
     NSA_TRY(check_cache(ctx, cfg, cache));
     const cache_layout layout = cache_layout_of(cfg, cache);
+    if (ctx->cuda) {
+        NSA_TRY(check_state_pointer("state", state));
+        return cache_device_drop(ctx, state, layout.state_bytes, cache->max_draft, n_tokens, stream);
+    }
     NSA_TRY(check_state_of("state", state, &layout));
     cache_header *h = state;
     const int64_t lowest = max_i64(0, h->longest - cache->max_draft);

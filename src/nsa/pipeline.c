@@ -23,13 +23,13 @@ void pipeline_run(const pipeline *p, arena *ws)
 {
     static const attn_impl *const impls[] = {cmp_attn_impls, slc_attn_impls, win_attn_impls};
     const nsa_config *cfg = p->cfg;
-    const int64_t n = p->seqs.total_q;
+    const int64_t n = p->seqs[0].total_q;
 
-    gate_problem g = {.ctx = p->ctx, .cfg = cfg, .seqs = p->seqs, .gate = p->gate, .o = p->o};
+    gate_problem g = {.ctx = p->ctx, .cfg = cfg, .seqs = p->seqs[0], .gate = p->gate, .o = p->o};
     attn_problem a[NSA_N_BRANCHES];
     for (int b = 0; b < NSA_N_BRANCHES; b++) {
         a[b] = (attn_problem){
-            .ctx = p->ctx, .cfg = cfg, .seqs = p->seqs, .q = p->q[b], .k = p->k[b], .v = p->v[b], .branch = b};
+            .ctx = p->ctx, .cfg = cfg, .seqs = p->seqs[b], .q = p->q[b], .k = p->k[b], .v = p->v[b], .branch = b};
         a[b].o = tensor_or_scratch(&p->o_branch[b], ws, n, p->dtype, cfg->n_heads_q, cfg->d_v);
         a[b].lse = tensor_or_scratch(&p->lse[b], ws, n, lse_dtype(p->dtype), cfg->n_heads_q, 1);
         g.o_branch[b] = a[b].o;

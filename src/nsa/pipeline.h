@@ -13,8 +13,9 @@
 typedef struct pipeline {
     const nsa_ctx *ctx;
     const nsa_config *cfg;
-    seqs seqs;
-    nsa_dtype dtype; /* of q, k, v, o */
+    seqs
+        seqs[NSA_N_BRANCHES]; /* the query side is the same; a branch's keys may be fewer, as long as it sees no more */
+    nsa_dtype dtype;          /* of q, k, v, o */
     nsa_tensor q[NSA_N_BRANCHES];
     row_source k[NSA_N_BRANCHES], v[NSA_N_BRANCHES]; /* of NSA_CMP: the compressed rows */
     nsa_tensor gate;

@@ -123,9 +123,9 @@ static nsa_status run_cache_calls(world *w)
     int64_t length;
     assert_int_equal(nsa_cache_page_bytes(w->ctx, &w->cfg, &w->cache, &bytes), NSA_OK);
     assert_int_equal(nsa_cache_state_bytes(w->ctx, &w->cfg, &w->cache, &bytes), NSA_OK);
-    assert_int_equal(nsa_cache_length(w->ctx, w->states[0], &length), NSA_OK);
-    assert_int_equal(nsa_cache_drop(w->ctx, &w->cfg, &w->cache, w->states[0], 1), NSA_OK);
-    return nsa_cache_reset(w->ctx, &w->cfg, &w->cache, w->states[0]);
+    assert_int_equal(nsa_cache_length(w->ctx, w->states[0], &length, NULL), NSA_OK);
+    assert_int_equal(nsa_cache_drop(w->ctx, &w->cfg, &w->cache, w->states[0], 1, NULL), NSA_OK);
+    return nsa_cache_reset(w->ctx, &w->cfg, &w->cache, w->states[0], NULL);
 }
 
 static call_fn *const functions[] = {

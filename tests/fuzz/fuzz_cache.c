@@ -90,7 +90,7 @@ static void move(generation *g, fuzz_input *in)
 static void reset(generation *g, fuzz_input *in)
 {
     const int s = fuzz_range(in, 0, g->whole->batch.n_seqs - 1);
-    FUZZ_CHECK(nsa_cache_reset(g->ctx, &g->whole->cfg, &g->cache, g->states[s]) == NSA_OK);
+    FUZZ_CHECK(nsa_cache_reset(g->ctx, &g->whole->cfg, &g->cache, g->states[s], NULL) == NSA_OK);
     g->held[s] = g->longest[s] = 0;
 }
 

@@ -277,12 +277,12 @@ static void call_cache(const problem *p)
     int64_t length = -1;
     for (int s = 0; s < MAX_SEQS; s++) {
         states[s] = guarded(sizeof(cache_header), FLUSH_LEFT);
-        const nsa_status status = nsa_cache_reset(p->ctx, &p->cfg, &cache, states[s]);
+        const nsa_status status = nsa_cache_reset(p->ctx, &p->cfg, &cache, states[s], NULL);
         FUZZ_CHECK(status == nsa_cache_state_bytes(p->ctx, &p->cfg, &cache, &state_bytes));
         FUZZ_CHECK(status != NSA_OK || state_bytes >= sizeof(cache_header));
-        FUZZ_CHECK(status == nsa_cache_length(p->ctx, states[s], &length) && (status != NSA_OK || length == 0));
+        FUZZ_CHECK(status == nsa_cache_length(p->ctx, states[s], &length, NULL) && (status != NSA_OK || length == 0));
         const int64_t to = fuzz_hostile64(in, 0, 9);
-        FUZZ_CHECK(nsa_cache_drop(p->ctx, &p->cfg, &cache, states[s], to) ==
+        FUZZ_CHECK(nsa_cache_drop(p->ctx, &p->cfg, &cache, states[s], to, NULL) ==
                    (to == 0 ? status : NSA_ERR_INVALID_ARGUMENT));
     }
     int32_t *table = guarded(MAX_SEQS * PAGES_PER_SEQ * sizeof *table, FLUSH_RIGHT);

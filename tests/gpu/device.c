@@ -111,6 +111,19 @@ void args_on_device(const nsa_ctx *ctx, void *args, size_t bytes)
     }
 }
 
+void pointers_on_device(const nsa_ctx *ctx, const void *array, size_t bytes)
+{
+    if (!ctx->cuda)
+        return;
+    void *there = (void *)(uintptr_t)array, *pointers = malloc(bytes);
+    require(pointers != NULL);
+    memcpy(pointers, array, bytes);
+    args_on_device(ctx, &there, sizeof there);
+    args_on_device(ctx, pointers, bytes);
+    cuda_ok(cudaMemcpy(there, pointers, bytes, cudaMemcpyHostToDevice));
+    free(pointers);
+}
+
 void end_call(const nsa_ctx *ctx)
 {
     if (!ctx->cuda)

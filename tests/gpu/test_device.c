@@ -190,7 +190,7 @@ static void test_unsupported(void **state)
     size_t bytes = 0;
     require(nsa_forward_workspace(gpu_context(), &c.cfg, &c.batch, &c.fwd, &bytes) == NSA_ERR_UNSUPPORTED);
     require(strstr(nsa_last_error(), "args.q[0].dtype") != NULL);
-    const nsa_cache cache = {.page_size = 16, .dtype = NSA_F32};
+    const nsa_cache cache = {.page_size = 16, .dtype = NSA_F64};
     require(nsa_cache_page_bytes(gpu_context(), &c.cfg, &cache, &bytes) == NSA_ERR_UNSUPPORTED);
     const nsa_ctx_options beyond = {.struct_size = sizeof beyond, .device = NSA_DEVICE_CUDA, .device_index = 4096};
     nsa_ctx *ctx = NULL;

@@ -76,7 +76,7 @@ static nsa_cache_args cache_args(worker *w, int64_t t, const int32_t cu[2])
 
 static void generate(worker *w)
 {
-    attempt(w, nsa_cache_reset(w->ctx, &w->c.cfg, &w->cache, w->state));
+    attempt(w, nsa_cache_reset(w->ctx, &w->c.cfg, &w->cache, w->state, NULL));
     for (int32_t t = 0; t < N_TOKENS;) {
         const int32_t cu[] = {0, t == 0 ? PREFILLED : 1};
         const nsa_cache_args args = cache_args(w, t, cu);
@@ -138,7 +138,7 @@ static void prepare(worker *w, const nsa_case *shared)
     size_t state_bytes = 0;
     assert_ok(nsa_cache_state_bytes(w->ctx, &w->c.cfg, &w->cache, &state_bytes));
     w->state = guarded(state_bytes, FLUSH_LEFT);
-    assert_ok(nsa_cache_reset(w->ctx, &w->c.cfg, &w->cache, w->state));
+    assert_ok(nsa_cache_reset(w->ctx, &w->c.cfg, &w->cache, w->state, NULL));
     for (int32_t i = 0; i < PAGES_PER_SEQ; i++) /* the pages of the workers alternate */
         w->page_table[i] = w->number - 1 + i * N_WORKERS;
 
@@ -173,7 +173,8 @@ static void run_concurrently(const nsa_ctx *ctx, const nsa_shape *shape)
         prepare(&workers[i], &expected);
     }
     int64_t n_tokens = 0;
-    assert_int_equal(nsa_cache_length(ctx, NULL, &n_tokens), NSA_ERR_INVALID_ARGUMENT); /* the message of this thread */
+    assert_int_equal(nsa_cache_length(ctx, NULL, &n_tokens, NULL),
+                     NSA_ERR_INVALID_ARGUMENT); /* the message of this thread */
 
     for (int i = 0; i < N_WORKERS; i++)
         assert_int_equal(pthread_create(&workers[i].thread, NULL, work, &workers[i]), 0);

@@ -37,17 +37,17 @@ static nsa_status run_state_bytes(world *w)
 
 static nsa_status run_reset(world *w)
 {
-    return nsa_cache_reset(w->ctx, w->cfg_arg, w->cache_arg, w->state_arg);
+    return nsa_cache_reset(w->ctx, w->cfg_arg, w->cache_arg, w->state_arg, NULL);
 }
 
 static nsa_status run_drop(world *w)
 {
-    return nsa_cache_drop(w->ctx, w->cfg_arg, w->cache_arg, w->state_arg, w->n_tokens);
+    return nsa_cache_drop(w->ctx, w->cfg_arg, w->cache_arg, w->state_arg, w->n_tokens, NULL);
 }
 
 static nsa_status run_length(world *w)
 {
-    return nsa_cache_length(w->ctx, w->state_arg, w->n_tokens_arg);
+    return nsa_cache_length(w->ctx, w->state_arg, w->n_tokens_arg, NULL);
 }
 
 /* ---- The cache itself */
@@ -124,6 +124,8 @@ static const bad bad_args[] = {
     BAD("cache.pages is NULL", cache.pages, 0),
     BAD("cache.pages is not aligned", cache.pages, 8),
     BAD("args.n_seqs", cache_args.n_seqs, -1),
+    BAD("args.max_seqlen", cache_args.max_seqlen, -1),
+    BAD("args.max_seqlen", cache_args.max_seqlen, 1),
     BAD("args.total", cache_args.total, -1),
     BAD("args.total", cache_args.total, 16),
     BAD("args.cu_seqlens", cache_args.cu_seqlens, 0),

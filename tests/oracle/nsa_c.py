@@ -125,8 +125,8 @@ class nsa_cache(Structure):
 
 
 class nsa_cache_args(Structure):
-    _fields_ = ([("n_seqs", c_int32), ("total", c_int64), ("cu_seqlens", c_void_p), ("states", POINTER(c_void_p)),
-                 ("page_table", c_void_p), ("pages_per_seq", c_int32)] + per_branch("q", "k", "v") +
+    _fields_ = ([("n_seqs", c_int32), ("max_seqlen", c_int32), ("total", c_int64), ("cu_seqlens", c_void_p),
+                 ("states", POINTER(c_void_p)), ("page_table", c_void_p), ("pages_per_seq", c_int32)] + per_branch("q", "k", "v") +
                 tensors("gate") + [("phi_k", POINTER(nsa_phi)), ("phi_v", POINTER(nsa_phi))] +
                 tensors("o", "slc_idx"))
 
@@ -391,7 +391,7 @@ class Cache:
         states = (c_void_p * len(sequences))(*(s.state.ctypes.data for s in sequences))
         o = empty((cu[-1], self.cfg.n_heads_q, self.cfg.d_v), q[CMP].dtype)
         slc_idx = empty((cu[-1], self.cfg.n_heads_kv, self.cfg.slc_topk), np.int32)
-        args = nsa_cache_args(len(sequences), cu[-1], cu.ctypes.data, states, table.ctypes.data, pages_per_seq,
+        args = nsa_cache_args(len(sequences), 0, cu[-1], cu.ctypes.data, states, table.ctypes.data, pages_per_seq,
                               branches(q), branches(k), branches(v), tensor(gate), pointer(phi_k), pointer(phi_v),
                               tensor(o), tensor(slc_idx))
         self.ctx.run(op, self.cfg, self.struct, args)
@@ -404,14 +404,14 @@ class Sequence:
     def __init__(self, cache):
         self.cache, self.pages = cache, []
         self.state = aligned(cache.size("state"))
-        check(lib.nsa_cache_reset(*self.cache_args(), c_void_p(self.state.ctypes.data)))
+        check(lib.nsa_cache_reset(*self.cache_args(), c_void_p(self.state.ctypes.data), None))
 
     def cache_args(self):
         return self.cache.ctx.handle, byref(self.cache.cfg), byref(self.cache.struct)
 
     def __len__(self):
         n_tokens = c_int64()
-        check(lib.nsa_cache_length(self.cache.ctx.handle, c_void_p(self.state.ctypes.data), byref(n_tokens)))
+        check(lib.nsa_cache_length(self.cache.ctx.handle, c_void_p(self.state.ctypes.data), byref(n_tokens), None))
         return n_tokens.value
 
     def reserve(self, n_tokens):
@@ -420,4 +420,4 @@ class Sequence:
 
     def drop(self, n_tokens):
         """Keeps the first n_tokens."""
-        check(lib.nsa_cache_drop(*self.cache_args(), c_void_p(self.state.ctypes.data), c_int64(n_tokens)))
+        check(lib.nsa_cache_drop(*self.cache_args(), c_void_p(self.state.ctypes.data), c_int64(n_tokens), None))

@@ -122,7 +122,7 @@ static void init_cache(world *w)
     w->cache.pages = guarded((size_t)w->cache.n_pages * page_bytes, FLUSH_LEFT);
     for (int32_t s = 0; s < 3; s++) {
         w->states[s] = guarded(state_bytes, FLUSH_LEFT);
-        assert_int_equal(nsa_cache_reset(w->ctx, &w->cfg, &w->cache, w->states[s]), NSA_OK);
+        assert_int_equal(nsa_cache_reset(w->ctx, &w->cfg, &w->cache, w->states[s], NULL), NSA_OK);
         w->page_table[s][0] = 5 - s;
         w->page_table[s][1] = s;
     }

@@ -1,4 +1,3 @@
-#include "testlib/unit.h"
 #include "testlib/generation.h"
 
 /* Pages of the pool, each once, in any order. */
@@ -12,6 +11,12 @@ static int32_t *shuffled_pages(int32_t n, rng *r)
         pages[i] = pages[j], pages[j] = page;
     }
     return pages;
+}
+
+static void *on_device(const generation *g, void *p)
+{
+    args_on_device(g->ctx, &p, sizeof p);
+    return p;
 }
 
 void generation_start(generation *g, const nsa_ctx *ctx, const nsa_case *whole, int32_t page_size, int32_t max_draft,
@@ -31,10 +36,12 @@ void generation_start(generation *g, const nsa_ctx *ctx, const nsa_case *whole, 
     const size_t table_bytes = (size_t)(b->n_seqs * g->pages_per_seq) * sizeof *g->page_table;
     g->page_table = guarded(table_bytes, FLUSH_RIGHT);
     memcpy(g->page_table, shuffled_pages((int32_t)g->cache.n_pages, r), table_bytes);
-    for (int s = 0; s < b->n_seqs; s++) {
+    for (int s = 0; s < b->n_seqs; s++)
         g->states[s] = guarded(g->state_bytes, s % 2 == 0 ? FLUSH_RIGHT : FLUSH_LEFT);
-        assert_ok(nsa_cache_reset(ctx, &whole->cfg, &g->cache, g->states[s]));
-    }
+    begin_call(ctx, 0);
+    for (int s = 0; s < b->n_seqs; s++)
+        assert_ok(nsa_cache_reset(ctx, &whole->cfg, &g->cache, on_device(g, g->states[s]), NULL));
+    end_call(ctx);
 }
 
 /* The entries that the new lengths need, among others that must not be read. */
@@ -86,6 +93,7 @@ static nsa_cache_args args_of(generation *g, const int32_t n_new[])
     g->slc_idx = chunk_like(g, &w->slc_idx, g->as);
     nsa_cache_args args = {
         .n_seqs = w->batch.n_seqs,
+        .max_seqlen = g->added.max_seqlen_q,
         .total = g->added.total_q,
         .cu_seqlens = g->added.cu_seqlens_q,
         .states = g->states,
@@ -118,27 +126,41 @@ static void assert_rows(const generation *g, const char *what, const test_tensor
                               tensor_get(whole, s, g->held[s] + t, h, 0));
 }
 
+/* The call, and then the lengths. */
+static void append(const generation *g, nsa_cache_args args, bool decode, int64_t *held)
+{
+    const nsa_case *w = g->whole;
+    const size_t states_bytes = (size_t)args.n_seqs * sizeof *args.states;
+    size_t bytes = 0;
+    assert_ok((decode ? nsa_decode_workspace : nsa_prefill_workspace)(g->ctx, &w->cfg, &g->cache, &args, &bytes));
+    void *states = guarded(states_bytes, FLUSH_RIGHT);
+    args.states = memcpy(states, g->states, states_bytes);
+    void *ws = begin_call(g->ctx, bytes);
+    pointers_on_device(g->ctx, states, states_bytes);
+    nsa_cache cache = g->cache;
+    nsa_phi phi_k, phi_v;
+    args_on_device(g->ctx, &cache, sizeof cache);
+    args_on_device(g->ctx, &args, sizeof args);
+    args.phi_k = phi_on_device(g->ctx, &w->phi_k, &phi_k), args.phi_v = phi_on_device(g->ctx, &w->phi_v, &phi_v);
+    assert_ok((decode ? nsa_decode : nsa_prefill)(g->ctx, &w->cfg, &cache, &args, ws, bytes, NULL));
+    for (int s = 0; s < args.n_seqs; s++)
+        assert_ok(nsa_cache_length(g->ctx, on_device(g, g->states[s]), on_device(g, held + s), NULL));
+    end_call(g->ctx);
+}
+
 void generation_step(generation *g, const int32_t n_new[], bool decode)
 {
     const nsa_case *w = g->whole;
     const nsa_cache_args args = args_of(g, n_new);
-    size_t bytes = 0;
-    if (decode) {
-        assert_ok(nsa_decode_workspace(g->ctx, &w->cfg, &g->cache, &args, &bytes));
-        assert_ok(nsa_decode(g->ctx, &w->cfg, &g->cache, &args, workspace(bytes), bytes, NULL));
-    } else {
-        assert_ok(nsa_prefill_workspace(g->ctx, &w->cfg, &g->cache, &args, &bytes));
-        assert_ok(nsa_prefill(g->ctx, &w->cfg, &g->cache, &args, workspace(bytes), bytes, NULL));
-    }
+    int64_t *held = guarded(GENERATION_MAX_SEQS * sizeof *held, FLUSH_RIGHT);
+    append(g, args, decode, held);
     assert_slack_intact();
     assert_rows(g, "slc_idx", &g->slc_idx, &w->slc_idx);
     assert_rows(g, "o", &g->o, &w->o);
     for (int s = 0; s < w->batch.n_seqs; s++) {
         g->held[s] += n_new[s];
         g->longest[s] = max_i64(g->longest[s], g->held[s]);
-        int64_t held = -1;
-        assert_ok(nsa_cache_length(g->ctx, g->states[s], &held));
-        assert_int_equal(held, g->held[s]);
+        require(held[s] == g->held[s]);
     }
 }
 
@@ -146,8 +168,11 @@ void generation_drop(generation *g, int32_t s, int64_t n_tokens)
 {
     const int64_t lowest = max_i64(0, g->longest[s] - g->cache.max_draft);
     const bool allowed = n_tokens >= lowest && n_tokens <= g->held[s];
-    const nsa_status status = nsa_cache_drop(g->ctx, &g->whole->cfg, &g->cache, g->states[s], n_tokens);
-    assert_int_equal(status, allowed ? NSA_OK : NSA_ERR_INVALID_ARGUMENT);
+    begin_call(g->ctx, 0);
+    const nsa_status status =
+        nsa_cache_drop(g->ctx, &g->whole->cfg, &g->cache, on_device(g, g->states[s]), n_tokens, NULL);
+    end_call(g->ctx);
+    require(status == (allowed || g->ctx->cuda ? NSA_OK : NSA_ERR_INVALID_ARGUMENT));
     if (allowed)
         g->held[s] = n_tokens;
 }

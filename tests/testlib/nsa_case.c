@@ -144,7 +144,7 @@ int nsa_contexts(nsa_ctx contexts[MAX_CONTEXTS], int32_t n_threads)
     return n + 1;
 }
 
-static const nsa_phi *phi_on_device(const nsa_ctx *ctx, const nsa_phi *phi, nsa_phi *there)
+const nsa_phi *phi_on_device(const nsa_ctx *ctx, const nsa_phi *phi, nsa_phi *there)
 {
     if (phi == NULL)
         return NULL;

@@ -40,6 +40,9 @@ enum { N_MEMBERS = 5 };
 void **phi_member(nsa_phi *phi, int m);
 int64_t phi_member_size(const nsa_case *c, int32_t d, int m);
 
+/* phi with its members on the device, in *there; NULL stays NULL. */
+const nsa_phi *phi_on_device(const nsa_ctx *ctx, const nsa_phi *phi, nsa_phi *there);
+
 /* With a workspace of just the size asked for, full of NaN and guarded. No output is written outside its rows. */
 void run_forward(const nsa_ctx *ctx, const nsa_case *c, const nsa_forward_args *args);
 void run_backward(const nsa_ctx *ctx, const nsa_case *c, const nsa_backward_args *args);

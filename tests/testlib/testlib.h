@@ -86,9 +86,11 @@ enum { MAX_CONTEXTS = 8 };
 int test_contexts(nsa_ctx contexts[MAX_CONTEXTS], int32_t n_threads);
 
 /* Around a call on ctx. For a GPU all guarded memory is copied there, args_on_device makes every pointer into it in a
- * struct one to its copy, and all is copied back. begin_call returns a workspace. */
+ * struct one to its copy, pointers_on_device does so in the copy of an array in guarded memory, and all is copied back.
+ * begin_call returns a workspace. */
 void *begin_call(const nsa_ctx *ctx, size_t workspace_bytes);
 void args_on_device(const nsa_ctx *ctx, void *args, size_t bytes);
+void pointers_on_device(const nsa_ctx *ctx, const void *array, size_t bytes);
 void end_call(const nsa_ctx *ctx);
 
 /* The pages of every guarded buffer. */
