@@ -48,6 +48,13 @@ nsa_status cuda_open(int32_t index, char *isa, size_t bytes)
     return NSA_OK;
 }
 
+int cuda_n_sms(int32_t index)
+{
+    int n = 0;
+    (void)cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, index); /* of a device that was there */
+    return n > 0 ? n : 1;
+}
+
 nsa_status cuda_enter(int32_t index, int *before)
 {
     cudaError_t error = cudaGetDevice(before);

@@ -7,6 +7,9 @@
 /* Whether device `index` can be used: NSA_ERR_NO_DEVICE says what is missing. Its kernels' name into isa: "sm_90". */
 nsa_status cuda_open(int32_t index, char *isa, size_t bytes);
 
+/* Multiprocessors of a device that was opened: kernels that stay on theirs want no more CTAs than fit. */
+int cuda_n_sms(int32_t index);
+
 /* Makes the device the thread's current one, and back: the caller may be working with another. */
 nsa_status cuda_enter(int32_t index, int *before);
 void cuda_leave(int32_t index, int before);

@@ -30,6 +30,15 @@ static const shape shapes[] = {
     {3, 3, 3, 1000, 1, 1, 60, 1, 1, 4, NSA_F32, LAYOUT_THD, LAYOUT_THD, 1.0},
     {6, 2, 8, 3, 1, 0, 90, 2, 2, 3, NSA_F64, LAYOUT_THD, LAYOUT_THD, 8.0},
     {4, 2, 8, 4, 1, 1, 171, 2, 1, 8, NSA_F32, LAYOUT_THD, LAYOUT_THD, 100.0}, /* most probabilities are 0 */
+    /* Of sizes that tensor cores take: d, groups, ratios of blocks. */
+    {8, 4, 16, 4, 1, 2, 400, 16, 1, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, 2.0},
+    {8, 4, 16, 3, 1, 1, 300, 4, 2, 64, NSA_BF16, LAYOUT_BSHD, LAYOUT_GAPS, 1.0},
+    {2, 1, 8, 5, 0, 0, 150, 2, 3, 64, NSA_BF16, LAYOUT_BHSD, LAYOUT_BHSD, 2.0},
+    {8, 4, 8, 6, 2, 1, 300, 1, 2, 64, NSA_BF16, LAYOUT_HTD, LAYOUT_THD, 1.0},
+    {4, 4, 4, 7, 1, 2, 300, 32, 1, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, 1.0},
+    {4, 2, 4, 3, 1, 1, 150, 7, 1, 192, NSA_BF16, LAYOUT_THD, LAYOUT_HTD, 4.0},
+    {2, 2, 8, 4, 1, 1, 150, 40, 1, 64, NSA_BF16, LAYOUT_BSHD, LAYOUT_THD, 1.0},
+    {4, 2, 8, 3, 0, 1, 50, 128, 1, 256, NSA_BF16, LAYOUT_THD, LAYOUT_THD, 2.0},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -100,19 +109,31 @@ static void case_init(select_case *c, const shape *sh, rng *r)
     fill_lse(c);
 }
 
-static test_tensor run(const select_case *c, const nsa_ctx *ctx, const select_impl *impl)
+/* All but slc_idx. */
+static select_problem problem_of(const select_case *c, const nsa_ctx *ctx)
 {
-    const test_tensor idx =
-        tensor_new(&c->cfg, &c->batch, SIDE_Q, c->cfg.n_heads_kv, c->cfg.slc_topk, NSA_I32, c->shape.out);
-    const select_problem p = {
+    return (select_problem){
         .ctx = ctx,
         .cfg = &c->cfg,
         .seqs = seqs_of_batch(&c->batch),
         .q = c->q.t,
         .k_cmp = rows_from_tensor(&c->k.t, c->cfg.d_qk, c->batch.cu_seqlens_k, c->cfg.cmp_stride),
         .lse = c->lse.t,
-        .slc_idx = idx.t,
     };
+}
+
+static bool supports(const select_case *c, const nsa_ctx *ctx, const select_impl *impl)
+{
+    const select_problem p = problem_of(c, ctx);
+    return impl->supports(&p) && !(ctx->cuda && c->shape.dtype == NSA_F64);
+}
+
+static test_tensor run(const select_case *c, const nsa_ctx *ctx, const select_impl *impl)
+{
+    const test_tensor idx =
+        tensor_new(&c->cfg, &c->batch, SIDE_Q, c->cfg.n_heads_kv, c->cfg.slc_topk, NSA_I32, c->shape.out);
+    select_problem p = problem_of(c, ctx);
+    p.slc_idx = idx.t;
     run_op(ctx, impl->run, &p, sizeof p);
     assert_padding_intact("slc_idx", &idx);
     return idx;
@@ -134,8 +155,7 @@ static void each_impl(const select_case *c, int i, int32_t n_threads, impl_fn *t
     const int n_contexts = test_contexts(contexts, n_threads);
     for (int x = 0; x < n_contexts; x++)
         for (const select_impl *impl = select_impls; impl->name != NULL; impl++) {
-            const select_problem p = {.ctx = &contexts[x], .q = c->q.t};
-            if (!impl->supports(&p) || (x > 0 && impl == oracle()) || (contexts[x].cuda && c->shape.dtype == NSA_F64))
+            if (!supports(c, &contexts[x], impl) || (x > 0 && impl == oracle()))
                 continue;
             test_note("%s, %s, case %d", impl->name, nsa_ctx_isa(&contexts[x]), i);
             test(c, &contexts[x], impl, expected);
@@ -330,8 +350,8 @@ static void test_ties_go_to_the_lower_block(void **state)
 {
     (void)state;
     rng r = rng_new();
-    const int chosen[] = {0, 1, 2, 3, 4, 7};
-    for (int i = 0; i < 6; i++) {
+    const int chosen[] = {0, 1, 2, 3, 4, 7, 12, 13, 15, 16, 17, 18};
+    for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++) {
         select_case c;
         case_init(&c, &shapes[chosen[i]], &r);
         const int64_t period = c.cfg.slc_block / c.cfg.cmp_stride;
@@ -380,8 +400,8 @@ static void test_nan_ranks_below_numbers(void **state)
 {
     (void)state;
     rng r = rng_new();
-    const int chosen[] = {0, 1, 2, 4};
-    for (int i = 0; i < 4; i++) {
+    const int chosen[] = {0, 1, 2, 4, 12, 14, 17, 18};
+    for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++) {
         select_case c;
         case_init(&c, &shapes[chosen[i]], &r);
         const select_case clean = c;
@@ -412,10 +432,11 @@ static void test_same_bits_for_any_threads(void **state)
 {
     (void)state;
     rng r = rng_new();
-    for (int i = 1; i < 5; i++) {
+    const int chosen[] = {1, 2, 3, 4, 12, 13, 16};
+    for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++) {
         select_case c;
-        case_init(&c, &shapes[i], &r);
-        each_impl(&c, i, 1, check_threads, NULL);
+        case_init(&c, &shapes[chosen[i]], &r);
+        each_impl(&c, chosen[i], 1, check_threads, NULL);
     }
 }
 
@@ -423,6 +444,8 @@ static void test_same_bits_for_any_threads(void **state)
 
 static void compare_with_packed(const select_case *c, const nsa_ctx *ctx, const select_impl *impl, const void *expected)
 {
+    if (!supports(expected, ctx, impl))
+        return;
     const test_tensor want = run(expected, ctx, impl), got = run(c, ctx, impl);
     assert_same_bits("slc_idx", &got, &want);
 }
@@ -431,8 +454,11 @@ static void test_same_bits_in_every_layout(void **state)
 {
     (void)state;
     rng r = rng_new();
-    for (int as = LAYOUT_THD; as < n_test_layouts(); as++) {
-        const shape sh = {4, 2, 8, 3, 1, 1, 67, 2, 3, 16, NSA_F32, (layout)as, output_layout((layout)as), 2.0};
+    for (int i = 0; i < 2 * n_test_layouts(); i++) {
+        const layout as = (layout)(i / 2);
+        shape sh = {4, 2, 8, 3, 1, 1, 67, 2, 3, 16, NSA_F32, as, output_layout(as), 2.0};
+        if (i % 2 == 1)
+            sh.d = 64, sh.dtype = NSA_BF16;
         select_case c;
         case_init(&c, &sh, &r);
         select_case packed = c;
@@ -440,7 +466,7 @@ static void test_same_bits_in_every_layout(void **state)
         packed.q = tensor_as(&c.q, LAYOUT_THD);
         packed.k = tensor_as(&c.k, LAYOUT_THD);
         packed.lse = tensor_as(&c.lse, LAYOUT_THD);
-        each_impl(&c, as, 2, compare_with_packed, &packed);
+        each_impl(&c, i, 2, compare_with_packed, &packed);
     }
 }
 

@@ -19,11 +19,14 @@ static bool on_cuda(const select_problem *p)
 }
 #endif
 
-op_fn select_tiled, select_ref, select_simt;
+op_fn select_tiled, select_ref, select_simt, select_sm90;
+
+bool select_sm90_supports(const select_problem *p);
 
 const select_impl select_impls[] = {
     {"tiled", is_fast, select_tiled},
 #ifdef NSA_CUDA
+    {"sm90", select_sm90_supports, select_sm90},
     {"simt", on_cuda, select_simt},
 #endif
     {"ref", on_cpu, select_ref},

@@ -1,0 +1,460 @@
+/*
+ * Selection on Hopper: scores and top-k of a tile of tokens, of which no more than a row's scores ever exist.
+ *
+ *     S^T[key][column] = K_cmp q^T       wgmma, 64 keys by 128 columns (token, head) of a warpgroup
+ *     p = 2^(scale' S - lse')            scale' = scale log2 e; lse' likewise
+ *     P[key][token] = sum over heads     in the registers of one thread
+ *     score[block][token]                over the keys that share tokens with the block: shuffles within a warp
+ *     slc_idx[token]                     a warp for each token, from its row of scores
+ *
+ * Columns. A thread of wgmma has columns 8 i + 2 x + c (x = lane % 4; i < 16, c < 2) of two keys. They are given to
+ * slots 32 x + 2 i + c, and slots to (token, head) with heads fastest: so a group of up to 32 heads lies in a thread,
+ * and a sum over heads needs no other thread. A group is padded to a power of two with columns of q = 0, lse = inf,
+ * whose p is 0.
+ *
+ * Scores. Block j has keys n j .. n j + n - 1 (n = slc_block/cmp_stride, up to 8: of one warp's 8 rows), and where
+ * blocks of compression overlap (cmp_block = 2 cmp_stride) all but the last count twice, and the last of block j - 1
+ * counts once: that one is kept apart, as the carry of j - 1, and added when all keys are done.
+ *
+ *     gK -> sK (ring of stages, copy engine) -.
+ *     gq -> sQ (once for a tile, by its users) -> rS -> rP -> gScore (own and carry; stays in L2) -> slc_idx
+ *
+ * Grid: persistent CTAs, n_ctas, two of an SM up to d = 128; tile i of CTA b is b + i n_ctas, the longest rows first.
+ * Warps: two warpgroups with tokens of their own and the same keys; the first thread issues the copies of keys, too.
+ * Barriers: full[stage] (copies -> warpgroups), empty[stage] (each warp of them -> copies), and a named one of each
+ * warpgroup: sQ and lse are written / rows of scores are written.
+ * Top-k: rounds of 512 candidates in a warp's registers, and the best so far; the bound by bisection over the bits of
+ * scores, from what the best of each lane say on.
+ * Masks: a key that a token does not see has P = 0 by select, whatever its bits. Keys past the sequence are not seen.
+ * Tokens with at most slc_topk candidates need no scores; a tile of such tokens reads nothing.
+ * Numerics: S, p, P and scores in float32; ex2.approx (2 ulp); each score is made by the same chain of operations.
+ *
+ * Cost at 64k tokens, 64/4 heads, d 128: 2.2 TFLOP and 8.6 G exponentials, 3.0 and 2.4 ms at best, in parallel.
+ * Measured on an H100 (2026-11-24): 6.25 ms, of which top-k 1.15; products alone 2.8, exponentials and sums alone 3.8.
+ * 0.195 ms at 8k.
+ */
+#include "cuda/sm90.cuh"
+#include "ops/select/select_sm90.h"
+
+enum {
+    KEYS = 64,
+    COLUMNS = SELECT_COLUMNS,
+    WARPGROUPS = SELECT_WARPGROUPS,
+    THREADS = WARPGROUPS * WARPGROUP,
+    SLOTS = COLUMNS / 4, /* of a thread */
+    LSE_ROW = SLOTS + 4, /* on other banks than the last */
+    Q_BOX = COLUMNS * BOX_ROW,
+    K_BOX = KEYS * BOX_ROW,
+};
+
+#define LOG2_E 1.4426950408889634F
+
+/* CTAs of an SM, as shared memory allows, and then stages. */
+template <int D> constexpr int ctas_of = D <= SELECT_TWO_CTAS_D ? 2 : 1;
+template <int D> constexpr int stages_of = D == 64 || D == 192 ? 4 : 2;
+
+/* A block and its rank: the bits of its score, which order like the numbers; NaN is -1, none is -2. */
+typedef struct ranked_block {
+    int rank, block;
+} ranked_block;
+
+template <int D> struct shared {
+    char q[WARPGROUPS][D / BOX_CHANNELS][Q_BOX];
+    char k[stages_of<D>][D / BOX_CHANNELS][K_BOX];
+    float lse[WARPGROUPS][4][LSE_ROW];        /* -lse' of the slots */
+    ranked_block best[WARPGROUPS][WARPGROUP]; /* scratch of top-k */
+    uint64_t full[stages_of<D>], empty[stages_of<D>];
+};
+
+/* ---- Tiles of tokens */
+
+typedef struct tile {
+    int32_t s, head; /* of K_cmp */
+    seq_range q, k;
+    int64_t first; /* row of the sequence */
+    int n_key_tiles;
+} tile;
+
+static __device__ int64_t position(const tile &x, int64_t row)
+{
+    return row + x.k.n - x.q.n;
+}
+
+/* The last tiles, of the longest rows, come first. False where no sequence has it. */
+static __device__ bool find_tile(const select_sm90_args &p, int64_t item, tile *x)
+{
+    const nsa_config &c = p.cfg.c;
+    const int64_t tokens = WARPGROUPS * (COLUMNS >> p.group_shift);
+    const int64_t i = p.n_tiles - 1 - item / c.n_heads_kv;
+    int32_t lo = 0, hi = p.seqs.n; /* the last sequence whose tiles start at or before i */
+    while (hi - lo > 1) {
+        const int32_t mid = lo + (hi - lo) / 2;
+        if (p.seqs.cu_q[mid] / tokens + mid <= i)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    x->s = lo;
+    x->head = (int32_t)(item % c.n_heads_kv);
+    x->q = seq_q(p.seqs, lo);
+    x->k = seq_k(p.seqs, lo);
+    x->first = (i - (x->q.start / tokens + lo)) * tokens;
+    if (x->first < 0 || x->first >= x->q.n)
+        return false;
+    const int64_t t = position(*x, min64(x->first + tokens, x->q.n) - 1), cur = t < 0 ? -1 : t / c.slc_block;
+    x->n_key_tiles = cur < c.slc_topk ? 0 : (int)(cur * (c.slc_block / c.cmp_stride) / KEYS + 1);
+    return true;
+}
+
+/* ---- Keys */
+
+/* A place in the ring of stages, and which round it is. */
+typedef struct ring {
+    int stage;
+    uint32_t phase;
+} ring;
+
+template <int D> static __device__ void advance(ring *x)
+{
+    x->stage++;
+    if (x->stage == stages_of<D>)
+        x->stage = 0, x->phase ^= 1;
+}
+
+/* The tile's i-th keys, by one thread, when both warpgroups have left the stage. */
+template <int D>
+static __device__ void copy_keys(const select_sm90_args &p, const tile &x, int i, shared<D> *sh, ring *to)
+{
+    uint64_t *full = &sh->full[to->stage];
+    const int row = p.k_is_packed ? (int)(x.k.start / p.cfg.c.cmp_stride) : 0;
+    mbar_wait(&sh->empty[to->stage], to->phase ^ 1);
+    mbar_arrive_expect(full, sizeof sh->k[0]);
+    copy_tile<D>(sh->k[to->stage], K_BOX, &p.k_map, full, x.head, row + i * KEYS, p.k_is_packed ? 0 : x.s);
+    advance<D>(to);
+}
+
+/* ---- A warpgroup and its tokens */
+
+typedef struct warpgroup {
+    int index, thread, warp;
+    char *q;            /* its boxes */
+    float *lse;         /* its slots' */
+    float *rows;        /* [token][own, carry][n_slc] */
+    ranked_block *best; /* [warp][WARP] */
+    int64_t first;
+} warpgroup;
+
+/* q and lse of the tokens from x.first on. */
+template <int D> static __device__ void load_q(const select_sm90_args &p, const tile &x, const warpgroup &wg)
+{
+    const int shift = p.group_shift, mask = (1 << shift) - 1;
+    const int64_t head = (int64_t)x.head * p.cfg.group;
+    const uint4 zero = {0, 0, 0, 0};
+    const int chunk = wg.thread % 8 * 8;
+    for (int b = 0; b < D / BOX_CHANNELS; b++) {
+        uint4 loaded[COLUMNS / 16];
+#pragma unroll
+        for (int i = 0; i < COLUMNS / 16; i++) {
+            const int n = wg.thread / 8 + 16 * i, slot = n % 8 / 2 * SLOTS + n / 8 * 2 + n % 2;
+            const int64_t row = wg.first + (slot >> shift);
+            const bool is = row < x.q.n && (slot & mask) < p.cfg.group;
+            const int64_t from = offset_of(p.q, x.s, x.q.start, row, head + (slot & mask)) + b * BOX_CHANNELS + chunk;
+            loaded[i] = is ? *(const uint4 *)((const bf16 *)p.q.data + from) : zero;
+        }
+#pragma unroll
+        for (int i = 0; i < COLUMNS / 16; i++)
+            *(uint4 *)(wg.q + b * Q_BOX + in_box(wg.thread / 8 + 16 * i, chunk)) = loaded[i];
+    }
+    for (int token = wg.thread; token < COLUMNS >> shift; token += WARPGROUP)
+        wg.rows[(token * 2 + 1) * p.n_slc] = 0.0F; /* block 0 has none before it */
+    const int slot = wg.thread;
+    const int64_t row = wg.first + (slot >> shift);
+    const bool is = row < x.q.n && (slot & mask) < p.cfg.group;
+    wg.lse[slot / SLOTS * LSE_ROW + slot % SLOTS] =
+        is ? -LOG2_E * load(p.lse, offset_of(p.lse, x.s, x.q.start, row, head + (slot & mask))) : -INFINITY;
+    fence_async();
+}
+
+template <int D> static __device__ void multiply(float (&s)[COLUMNS / 2], const char *k, const char *q)
+{
+    wgmma_fence();
+#pragma unroll
+    for (int c = 0; c < D; c += 16) {
+        const int box = c / BOX_CHANNELS, at = c % BOX_CHANNELS * 2;
+        wgmma<COLUMNS>(s, further(along_k(k), box * K_BOX + at), further(along_k(q), box * Q_BOX + at), c > 0);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(s);
+}
+
+/* What a thread has to know of its keys and tokens. */
+typedef struct lane_place {
+    int token, t; /* of its first token, in the warpgroup; its position */
+    int row;      /* its first key of a tile; the other is 8 further */
+    int member;   /* which key of a block */
+    bool writes;  /* of the lanes that share a token */
+} lane_place;
+
+/* Of the tile's i-th keys: s -> own and carry of their blocks. GROUP: columns of one token in a thread. */
+template <int GROUP>
+static __device__ void add_keys(const select_sm90_args &p, const warpgroup &wg, const lane_place &at,
+                                const float (&s)[COLUMNS / 2], int i, float scale)
+{
+    const int per_slc = 1 << p.slc_shift, key = i * KEYS + at.row;
+    const bool carries = p.cfg.c.cmp_block > p.cfg.c.cmp_stride;
+    const float4 *lse = (const float4 *)(wg.lse + lane_index() % 4 * LSE_ROW);
+    float sum[SLOTS / GROUP][2], bias[4];
+#pragma unroll
+    for (int m = 0; m < SLOTS; m++) {
+        if (m % 4 == 0)
+            *(float4 *)bias = lse[m / 4];
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const float prob = exp2_fast(fmaf(s[m / 2 * 4 + 2 * r + m % 2], scale, bias[m % 4]));
+            sum[m / GROUP][r] = m % GROUP == 0 ? prob : sum[m / GROUP][r] + prob;
+        }
+    }
+    for (int n = 1; n << 5 < 1 << p.group_shift; n *= 2) /* a group of several lanes */
+#pragma unroll
+        for (int b = 0; b < SLOTS / GROUP; b++)
+            for (int r = 0; r < 2; r++)
+                sum[b][r] += __shfl_xor_sync(~0U, sum[b][r], n);
+
+    const int last = key * p.cfg.c.cmp_stride + p.cfg.c.cmp_block - 1 - at.t; /* its last token, from the query's */
+    const float weight = carries && at.member < per_slc - 1 ? 2.0F : 1.0F;
+    const bool writes_own = at.writes && at.member == 0, writes_carry = at.writes && at.member == per_slc - 1;
+    float *row = wg.rows + at.token * 2 * p.n_slc + (key >> p.slc_shift);
+#pragma unroll
+    for (int b = 0; b < SLOTS / GROUP; b++)
+        for (int r = 0; r < 2; r++) {
+            sum[b][r] = last + r * 8 * p.cfg.c.cmp_stride <= b ? sum[b][r] : 0.0F;
+            if (writes_carry)
+                row[(b * 2 + 1) * p.n_slc + (r * 8 >> p.slc_shift) + 1] = carries ? sum[b][r] : 0.0F;
+            sum[b][r] *= weight;
+        }
+    for (int n = 1; n < per_slc; n *= 2)
+#pragma unroll
+        for (int b = 0; b < SLOTS / GROUP; b++)
+            for (int r = 0; r < 2; r++)
+                sum[b][r] += __shfl_xor_sync(~0U, sum[b][r], 4 * n);
+    if (writes_own)
+#pragma unroll
+        for (int b = 0; b < SLOTS / GROUP; b++)
+            for (int r = 0; r < 2; r++)
+                row[b * 2 * p.n_slc + (r * 8 >> p.slc_shift)] = sum[b][r];
+}
+
+/* ---- Top-k, by a warp */
+
+/* Candidates of a round, in registers: number 32 i + lane. */
+enum { PER_ROUND = 16, ROUND = WARP * PER_ROUND };
+
+static __device__ int count_from(const int (&rank)[PER_ROUND], int best, int bound)
+{
+    int count = best >= bound;
+#pragma unroll
+    for (int i = 0; i < PER_ROUND; i++)
+        count += rank[i] >= bound;
+    return __reduce_add_sync(~0U, count);
+}
+
+/* The largest rank that at least k of candidates and best reach, or one below it that exactly k do. */
+static __device__ int kth_rank(const int (&rank)[PER_ROUND], int best, int k)
+{
+    int most = best;
+#pragma unroll
+    for (int i = 0; i < PER_ROUND; i++)
+        most = max(most, rank[i]);
+    int hi = __reduce_max_sync(~0U, most) + 1;
+    for (int n = 1; k * n <= WARP / 2; n *= 2)
+        most = max(most, __shfl_xor_sync(~0U, most, n));
+    /* k groups of lanes each have one that reaches the lowest of their highest; and so have the k best so far. */
+    const int reached = __reduce_min_sync(~0U, most), so_far = __reduce_min_sync(~0U, lane_index() < k ? best : hi);
+    int lo = max(max(reached, so_far), -1);
+    for (int count = count_from(rank, best, lo); count != k && hi - lo > 1;) {
+        const int mid = lo + (hi - lo) / 2, n = count_from(rank, best, mid);
+        if (n >= k)
+            lo = mid, count = n;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
+/* Appends of a warp's ranked blocks those above bound, and of those that equal it the first *ties. */
+static __device__ void take(ranked_block x, int bound, int *ties, ranked_block *list, int *n)
+{
+    const unsigned tied = __ballot_sync(~0U, x.rank == bound);
+    const bool is = x.rank > bound || (x.rank == bound && lanes_before(tied) < *ties);
+    const unsigned taken = __ballot_sync(~0U, is);
+    if (is)
+        list[*n + lanes_before(taken)] = x;
+    *ties = max(0, *ties - __popc(tied));
+    *n += __popc(taken);
+}
+
+/* best (of each lane one, by rising block): the k highest of it and of the blocks from `first` on. */
+static __device__ void merge(const int (&rank)[PER_ROUND], int first, int k, ranked_block *best, ranked_block *list)
+{
+    const int bound = kth_rank(rank, best->rank, k);
+    int ties = k - count_from(rank, best->rank, bound + 1), n = 0;
+    take(*best, bound, &ties, list, &n);
+#pragma unroll
+    for (int i = 0; i < PER_ROUND; i++)
+        if (__any_sync(~0U, rank[i] >= bound)) {
+            const ranked_block b = {rank[i], first + i * WARP + lane_index()};
+            take(b, bound, &ties, list, &n);
+        }
+    __syncwarp();
+    if (lane_index() < k)
+        *best = list[lane_index()];
+    __syncwarp();
+}
+
+/* More than slc_topk candidates: the forced ones at both ends, and of those between the highest scores, in rounds. */
+static __device__ void choose(const nsa_config &c, const float *own, const float *carry, int cur, ranked_block *list,
+                              int32_t *out)
+{
+    const int from = c.slc_n_init, to = cur + 1 - c.slc_n_local, k = c.slc_topk - c.slc_n_init - c.slc_n_local;
+    ranked_block best = {-2, 0};
+    for (int first = from; k > 0 && first < to; first += ROUND) {
+        int rank[PER_ROUND];
+        const int at = first + lane_index(), left = to - at;
+#pragma unroll
+        for (int i = 0; i < PER_ROUND; i++) {
+            const float score = i * WARP < left ? own[at + i * WARP] + carry[at + i * WARP] : 0.0F;
+            rank[i] = i * WARP >= left ? -2 : score >= 0.0F ? __float_as_int(score) : -1;
+        }
+        merge(rank, first, k, &best, list);
+    }
+    for (int i = lane_index(); i < c.slc_topk; i += WARP) /* the forced ones, on both sides of best */
+        if (i < from || i >= from + k)
+            out[i] = i < from ? i : to + i - from - k;
+    if (lane_index() < k)
+        out[from + lane_index()] = best.block;
+}
+
+/* The tokens' rows are complete: a warp for each. Not inlined: one for all kernels. */
+static __device__ void choose_blocks(const select_sm90_args &p, const tile &x, const warpgroup &wg)
+{
+    const nsa_config &c = p.cfg.c;
+    for (int token = wg.warp; token < COLUMNS >> p.group_shift; token += WARPGROUP / WARP) {
+        const int64_t row = wg.first + token;
+        if (row >= x.q.n)
+            return;
+        const int64_t t = position(x, row);
+        const int cur = t < 0 ? -1 : (int)(t / c.slc_block);
+        int32_t *out = (int32_t *)p.slc_idx.data + offset_of(p.slc_idx, x.s, x.q.start, row, x.head);
+        const float *own = wg.rows + token * 2 * p.n_slc;
+        if (cur < c.slc_topk) /* all that there are */
+            for (int j = lane_index(); j < c.slc_topk; j += WARP)
+                out[j] = j <= cur ? j : -1;
+        else
+            choose(c, own, own + p.n_slc, cur, wg.best + wg.warp * WARP, out);
+    }
+}
+
+template <int D, int GROUP> static __device__ void select_tiles(const select_sm90_args &p, shared<D> *sh, warpgroup wg)
+{
+    const int tokens = COLUMNS >> p.group_shift;
+    const int lane = lane_index(), barrier = 1 + wg.index, first_slot = lane % 4 * SLOTS;
+    const float scale = p.cfg.scale * LOG2_E;
+    lane_place at;
+    at.token = first_slot >> p.group_shift;
+    at.row = wg.warp * 16 + lane / 4;
+    at.member = lane / 4 & ((1 << p.slc_shift) - 1);
+    at.writes = at.token << p.group_shift == first_slot;
+    const bool copies = threadIdx.x == 0;
+    ring from = {0, 0}, to = {0, 0};
+    for (int64_t item = blockIdx.x; item < p.n_tiles * p.cfg.c.n_heads_kv; item += gridDim.x) {
+        tile x;
+        if (!find_tile(p, item, &x))
+            continue;
+        wg.first = x.first + wg.index * tokens;
+        at.t = (int)max64(position(x, wg.first + at.token), -1);
+        if (copies)
+            for (int i = 0; i < min(stages_of<D>, x.n_key_tiles); i++)
+                copy_keys<D>(p, x, i, sh, &to);
+        if (x.n_key_tiles > 0)
+            load_q<D>(p, x, wg);
+        bar_sync(barrier, WARPGROUP);
+        for (int i = 0; i < x.n_key_tiles; i++) {
+            float s[COLUMNS / 2];
+            if (copies && i > 0 && i - 1 + stages_of<D> < x.n_key_tiles)
+                copy_keys<D>(p, x, i - 1 + stages_of<D>, sh, &to);
+            __syncwarp();
+            mbar_wait(&sh->full[from.stage], from.phase);
+            multiply<D>(s, sh->k[from.stage][0], wg.q);
+            if (lane == 0)
+                mbar_arrive(&sh->empty[from.stage]);
+            advance<D>(&from);
+            add_keys<GROUP>(p, wg, at, s, i, scale);
+        }
+        bar_sync(barrier, WARPGROUP);
+        choose_blocks(p, x, wg);
+    }
+}
+
+template <int D, int GROUP>
+static __global__ __launch_bounds__(THREADS, ctas_of<D>) void select_kernel(const __grid_constant__ select_sm90_args p)
+{
+    extern __shared__ __align__(1024) char memory[];
+    shared<D> *sh = (shared<D> *)memory;
+    if (threadIdx.x == 0) {
+        prefetch_map(&p.k_map);
+        for (int i = 0; i < stages_of<D>; i++) {
+            mbar_init(&sh->full[i], 1);
+            mbar_init(&sh->empty[i], WARPGROUPS * WARPGROUP / WARP);
+        }
+        fence_mbar_init();
+    }
+    __syncthreads();
+    const int index = __shfl_sync(~0U, (int)threadIdx.x / WARPGROUP, 0); /* so that the compiler knows it uniform */
+    const int tokens = COLUMNS >> p.group_shift;
+    const warpgroup wg = {
+        index,
+        (int)threadIdx.x % WARPGROUP,
+        (int)threadIdx.x % WARPGROUP / WARP,
+        sh->q[index][0],
+        sh->lse[index][0],
+        p.score + ((int64_t)blockIdx.x * WARPGROUPS + index) * tokens * 2 * p.n_slc,
+        sh->best[index],
+        0,
+    };
+    select_tiles<D, GROUP>(p, sh, wg);
+}
+
+template <int D, int GROUP> static cudaError_t launch(const select_sm90_args *p, nsa_stream stream)
+{
+    const cudaError_t error =
+        cudaFuncSetAttribute(select_kernel<D, GROUP>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(shared<D>));
+    if (error != cudaSuccess)
+        return error;
+    select_kernel<D, GROUP><<<(unsigned)p->n_ctas, THREADS, sizeof(shared<D>), stream>>>(*p);
+    return cudaGetLastError();
+}
+
+template <int D> static cudaError_t launch_d(const select_sm90_args *p, nsa_stream stream)
+{
+    switch (p->group_shift) {
+    case 0: return launch<D, 1>(p, stream);
+    case 1: return launch<D, 2>(p, stream);
+    case 2: return launch<D, 4>(p, stream);
+    case 3: return launch<D, 8>(p, stream);
+    case 4: return launch<D, 16>(p, stream);
+    default: return launch<D, 32>(p, stream);
+    }
+}
+
+int launch_select_sm90(const select_sm90_args *p, nsa_stream stream)
+{
+    if (p->n_ctas == 0)
+        return cudaSuccess;
+    switch (p->cfg.c.d_qk) {
+    case 64: return launch_d<64>(p, stream);
+    case 128: return launch_d<128>(p, stream);
+    case 192: return launch_d<192>(p, stream);
+    default: return launch_d<256>(p, stream);
+    }
+}
