@@ -25,6 +25,7 @@ typedef struct bench_shape {
     nsa_phi_kind phi;
     int64_t seed;
     bool clustered; /* queries turn slowly from token to token, so that neighbours select much the same */
+    bool shared_kv; /* of a cache: its branches share one K and one V */
 } bench_shape;
 
 typedef enum bench_op {
@@ -85,13 +86,17 @@ bool bench_repeat(void *self, bench_step *prepare, bench_step *run, const bench_
 /* Memory that a context's kernels reach, and how time is taken there. */
 typedef struct bench_device {
     int n_sets;                  /* sets of inputs that a repetition takes in turn */
+    int32_t page_size;           /* of caches */
     nsa_stream stream;           /* of the calls */
     void *(*take)(size_t bytes); /* zeroed; NULL: it does not fit */
     void (*release)(void *p);
     bool (*fill)(void *p, nsa_dtype dtype, int64_t count, const bench_random *random);
-    bool (*write)(void *to, const void *from, size_t bytes); /* from ordinary memory */
-    bool (*read)(void *to, const void *from, size_t bytes);  /* to it */
+    bool (*copy)(void *to, const void *from, size_t bytes); /* ordinary memory or its own */
     bool (*repeat)(void *self, bench_step *prepare, bench_step *run, const bench_effort *effort, bench_time *time);
+    /* A graph of what step(self) puts on the stream, to be launched as often as one likes. All NULL: there are none. */
+    bool (*record)(void *self, bench_step *step, void **graph);
+    bool (*launch)(void *graph);
+    void (*forget)(void *graph);
 } bench_device;
 
 extern const bench_device bench_cpu;
@@ -128,10 +133,11 @@ nsa_dtype bench_onednn_dtype(nsa_dtype dtype);
  * time; 0 tries some and tells the fastest. */
 bool bench_measure_onednn(const bench_case *b, int64_t *block, const bench_effort *effort, bench_time *time);
 
-/* A token after seqlen tokens. Equal caches are used in turn, so that none is still in the CPU's when its turn comes
- * again; *rotated: the bytes that a round reads. */
-bool bench_measure_decode(const nsa_ctx *ctx, const bench_shape *shape, bench_attention attention,
-                          const bench_effort *effort, bench_time *time, int64_t *rotated);
+/* A token after seqlen tokens, on a GPU as a graph. Equal caches are used in turn, so that none is still in the
+ * processor's when its turn comes again; *rotated: the bytes that a round reads. *lacks: as bench_case_lacks. */
+bool bench_measure_decode(const nsa_ctx *ctx, const bench_device *device, const bench_shape *shape,
+                          bench_attention attention, const bench_effort *effort, bench_time *time, int64_t *rotated,
+                          bool *lacks);
 
 /* A step of `nsa train` with its default model on one sequence of `context` random bytes. *shape: its attention's. */
 bool bench_measure_train(int32_t context, bench_attention attention, const bench_effort *effort, bench_shape *shape,

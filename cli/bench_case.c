@@ -160,7 +160,7 @@ bool bench_case_overlap(const bench_case *b, double *overlap)
     int32_t *slc_idx = lm_alloc_zeroed(bytes);
     if (slc_idx == NULL)
         return lm_out_of_memory("selected blocks");
-    const bool read = b->device->read(slc_idx, b->forward.slc_idx.data, bytes);
+    const bool read = b->device->copy(slc_idx, b->forward.slc_idx.data, bytes);
     if (read)
         *overlap = bench_overlap(cfg, slc_idx, b->shape.seqlen);
     free(slc_idx);
@@ -308,8 +308,9 @@ static bool prepare(void *self)
 {
     const bench_case *b = self;
     for (int32_t s = 0; b->op == BENCH_PREFILL && s < b->shape.batch; s++)
-        LM_TRY(lm_nsa(nsa_cache_reset(b->ctx, &b->shape.cfg, &b->caches.pool, b->caches.states[s], NULL),
-                      "nsa_cache_reset"));
+        LM_TRY(lm_nsa(
+            nsa_cache_reset(b->ctx, &b->shape.cfg, &b->caches.pool, bench_state(&b->caches, s), b->device->stream),
+            "nsa_cache_reset"));
     return true;
 }
 

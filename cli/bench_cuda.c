@@ -112,6 +112,35 @@ static bool repeat(void *self, bench_step *prepare, bench_step *run, const bench
     return true;
 }
 
+/* ---- Graphs ------------------------------------------------------------------------------------------------------ */
+
+static bool record(void *self, bench_step *step, void **graph)
+{
+    cudaGraph_t captured = NULL;
+    cudaGraphExec_t executable = NULL;
+    LM_TRY(cuda_ok(cudaStreamBeginCapture(cuda.stream, cudaStreamCaptureModeThreadLocal), "capturing"));
+    const bool stepped = step(self);
+    const cudaError_t ended = cudaStreamEndCapture(cuda.stream, &captured); /* in any case */
+    const bool made = stepped && cuda_ok(ended, "capturing") &&
+                      cuda_ok(cudaGraphInstantiate(&executable, captured, 0), "a graph") &&
+                      cuda_ok(cudaGraphUpload(executable, cuda.stream), "a graph");
+    if (captured != NULL)
+        (void)cudaGraphDestroy(captured);
+    *graph = executable;
+    return made;
+}
+
+static bool launch(void *graph)
+{
+    return cuda_ok(cudaGraphLaunch(graph, cuda.stream), "a graph");
+}
+
+static void forget(void *graph)
+{
+    if (graph != NULL)
+        (void)cudaGraphExecDestroy(graph);
+}
+
 /* ---- Ceilings ---------------------------------------------------------------------------------------------------- */
 
 static const bench_effort ceiling_effort = {0.3, 10};
@@ -203,12 +232,15 @@ bool bench_cuda_open(bench_gpu *gpu, bench_device *device)
     snprintf(gpu->cuda, sizeof gpu->cuda, "%d.%d", version / 1000, version % 1000 / 10);
     driver_version(gpu->driver, sizeof gpu->driver);
     *device = (bench_device){.n_sets = 2,
+                             .page_size = 256,
                              .stream = cuda.stream,
                              .take = take,
                              .release = release,
                              .fill = fill,
-                             .write = copy,
-                             .read = copy,
-                             .repeat = repeat};
+                             .copy = copy,
+                             .repeat = repeat,
+                             .record = record,
+                             .launch = launch,
+                             .forget = forget};
     return measure_copy(gpu) && measure_peak(gpu, &properties);
 }

@@ -3,7 +3,7 @@
 #include "lm/arena.h"
 #include "lm/error.h"
 
-#include <string.h>
+#include <stdlib.h>
 
 enum { MAX_SETS = 256 };
 
@@ -12,7 +12,9 @@ static const int64_t rotated_bytes = INT64_C(128) << 20; /* what a round reads a
 /* A set: the caches of one batch of sequences. */
 typedef struct decode_case {
     const nsa_ctx *ctx;
+    const bench_device *device;
     const bench_shape *shape;
+    bool lacks;
     int32_t n_sets, turn;
     bench_tensors memory;
     void *workspace;
@@ -21,6 +23,7 @@ typedef struct decode_case {
     bench_caches caches; /* nsa: sequence s of a set is number set * batch + s */
     nsa_cache_args decode;
     nsa_phi phi_k, phi_v;
+    void *drop_graph[MAX_SETS], *decode_graph[MAX_SETS]; /* where the device has graphs */
 
     nsa_config dense;
     nsa_batch batch;
@@ -34,52 +37,107 @@ static bool reserve(decode_case *c, size_t bytes)
 {
     if (bytes <= c->workspace_bytes)
         return true;
-    free(c->workspace);
-    c->workspace = lm_alloc_zeroed(bytes);
+    c->device->release(c->workspace);
+    c->workspace = c->device->take(bytes);
     c->workspace_bytes = c->workspace == NULL ? 0 : bytes;
-    return c->workspace != NULL ? true : lm_out_of_memory("workspace");
+    c->lacks = c->workspace == NULL;
+    return c->workspace != NULL;
+}
+
+/* The library's status as ours. */
+static bool took(decode_case *c, nsa_status status, const char *function)
+{
+    c->lacks = status == NSA_ERR_UNSUPPORTED;
+    return lm_nsa(status, function);
+}
+
+/* bench_take has said why. */
+static bool no_memory(decode_case *c)
+{
+    c->lacks = true;
+    return false;
 }
 
 /* ---- NSA --------------------------------------------------------------------------------------------------------- */
 
-/* The caches of the first set. They hold keys and values, nothing of queries: one query head per kv head is enough. */
+/* The first cache. It holds keys and values, nothing of queries: one query head per kv head is enough. */
 static bool fill_first(decode_case *c)
 {
     bench_shape few = *c->shape;
     few.cfg.n_heads_q = few.cfg.n_heads_kv;
     const int32_t heads = few.cfg.n_heads_kv;
-    const int64_t rows = (int64_t)few.batch * few.seqlen;
-    bench_tensors m = {.random = (uint64_t)few.seed, .device = &bench_cpu};
+    bench_tensors m = {.random = (uint64_t)few.seed, .device = c->device};
     nsa_cache_args a = c->decode;
-    a.total = rows;
-    a.cu_seqlens = bench_take_cu(&c->memory, few.batch, few.seqlen);
-    a.q[0] = a.q[1] = a.q[2] = bench_random_tensor(&m, rows, few.dtype, heads, few.cfg.d_qk);
-    a.k[0] = a.k[1] = a.k[2] = bench_random_tensor(&m, rows, few.dtype, heads, few.cfg.d_qk);
-    a.v[0] = a.v[1] = a.v[2] = bench_random_tensor(&m, rows, few.dtype, heads, few.cfg.d_v);
-    a.gate = bench_random_gate(&m, rows, heads);
-    a.o = bench_tensor(&m, rows, few.dtype, heads, few.cfg.d_v);
+    a.n_seqs = 1;
+    a.max_seqlen = few.seqlen;
+    a.total = few.seqlen;
+    a.cu_seqlens = bench_take_cu(&m, 1, few.seqlen);
+    a.q[0] = a.q[1] = a.q[2] = bench_random_tensor(&m, few.seqlen, few.dtype, heads, few.cfg.d_qk);
+    a.k[0] = a.k[1] = a.k[2] = bench_random_tensor(&m, few.seqlen, few.dtype, heads, few.cfg.d_qk);
+    a.v[0] = a.v[1] = a.v[2] = bench_random_tensor(&m, few.seqlen, few.dtype, heads, few.cfg.d_v);
+    a.gate = bench_random_gate(&m, few.seqlen, heads);
+    a.o = bench_tensor(&m, few.seqlen, few.dtype, heads, few.cfg.d_v);
+    const nsa_cache *pool = &c->caches.pool;
     size_t bytes = 0;
     const bool filled =
-        !m.out_of_memory && !c->memory.out_of_memory
-            ? lm_nsa(nsa_prefill_workspace(c->ctx, &few.cfg, &c->caches.pool, &a, &bytes), "nsa_prefill") &&
-                  reserve(c, bytes) &&
-                  lm_nsa(nsa_prefill(c->ctx, &few.cfg, &c->caches.pool, &a, c->workspace, c->workspace_bytes, NULL),
-                         "nsa_prefill")
-            : lm_out_of_memory("the tokens of a cache");
+        m.out_of_memory
+            ? no_memory(c)
+            : took(c, nsa_prefill_workspace(c->ctx, &few.cfg, pool, &a, &bytes), "nsa_prefill") && reserve(c, bytes) &&
+                  took(c, nsa_prefill(c->ctx, &few.cfg, pool, &a, c->workspace, c->workspace_bytes, c->device->stream),
+                       "nsa_prefill");
     bench_tensors_free(&m);
     return filled;
 }
 
-static void copy_first(decode_case *c)
+/* All others are equal to it. */
+static bool copy_first(decode_case *c)
 {
     const bench_caches *k = &c->caches;
-    const int32_t n = c->shape->batch;
-    const size_t pages = (size_t)n * (size_t)k->pages_per_seq * k->page_bytes;
-    for (int32_t set = 1; set < c->n_sets; set++) {
-        memcpy((char *)k->pool.pages + (size_t)set * pages, k->pool.pages, pages);
-        for (int32_t s = 0; s < n; s++)
-            memcpy(k->states[set * n + s], k->states[s], k->state_bytes);
+    const size_t pages = (size_t)k->pages_per_seq * k->page_bytes;
+    for (int32_t s = 1; s < c->n_sets * c->shape->batch; s++)
+        LM_TRY(c->device->copy((char *)k->pool.pages + (size_t)s * pages, k->pool.pages, pages) &&
+               c->device->copy(bench_state(k, s), k->first_state, k->state_bytes));
+    return true;
+}
+
+/* The set whose turn it is. */
+static void point_at_set(decode_case *c)
+{
+    const int32_t first = c->turn * c->shape->batch;
+    c->decode.states = c->caches.states + first;
+    c->decode.page_table = c->caches.table + (ptrdiff_t)first * c->caches.pages_per_seq;
+}
+
+/* The token that the set's last round has appended. */
+static bool drop(void *self)
+{
+    decode_case *c = self;
+    const bench_shape *shape = c->shape;
+    for (int32_t s = 0; s < shape->batch; s++)
+        LM_TRY(lm_nsa(nsa_cache_drop(c->ctx, &shape->cfg, &c->caches.pool,
+                                     bench_state(&c->caches, c->turn * shape->batch + s), shape->seqlen,
+                                     c->device->stream),
+                      "nsa_cache_drop"));
+    return true;
+}
+
+static bool decode(void *self)
+{
+    decode_case *c = self;
+    return took(c,
+                nsa_decode(c->ctx, &c->shape->cfg, &c->caches.pool, &c->decode, c->workspace, c->workspace_bytes,
+                           c->device->stream),
+                "nsa_decode");
+}
+
+static bool record_sets(decode_case *c)
+{
+    for (c->turn = 0; c->turn < c->n_sets; c->turn++) {
+        point_at_set(c);
+        LM_TRY(c->device->record(c, drop, &c->drop_graph[c->turn]) &&
+               c->device->record(c, decode, &c->decode_graph[c->turn]));
     }
+    return true;
 }
 
 static bool make_nsa(decode_case *c)
@@ -87,12 +145,15 @@ static bool make_nsa(decode_case *c)
     const bench_shape *shape = c->shape;
     const nsa_config *cfg = &shape->cfg;
     bench_tensors *m = &c->memory;
-    if (bench_make_caches(m, c->ctx, shape, c->n_sets * shape->batch, &c->caches) != NSA_OK)
-        return lm_out_of_memory("caches");
+    const nsa_status status = bench_make_caches(m, c->ctx, shape, c->n_sets * shape->batch, &c->caches);
+    if (m->out_of_memory)
+        return no_memory(c);
+    LM_TRY(took(c, status, "caches"));
     nsa_cache_args *a = &c->decode;
     bench_make_phi(m, shape, cfg->d_qk, &c->phi_k, NULL);
     bench_make_phi(m, shape, cfg->d_v, &c->phi_v, NULL);
     *a = (nsa_cache_args){.n_seqs = shape->batch,
+                          .max_seqlen = 1,
                           .total = shape->batch,
                           .cu_seqlens = bench_take_cu(m, shape->batch, 1),
                           .states = c->caches.states,
@@ -106,35 +167,26 @@ static bool make_nsa(decode_case *c)
     a->v[0] = a->v[1] = a->v[2] = bench_random_tensor(m, shape->batch, shape->dtype, cfg->n_heads_kv, cfg->d_v);
     a->q[0] = a->q[1] = a->q[2] = bench_random_tensor(m, shape->batch, shape->dtype, cfg->n_heads_q, cfg->d_qk);
     if (m->out_of_memory)
-        return lm_out_of_memory("caches");
-    LM_TRY(fill_first(c));
-    copy_first(c);
+        return no_memory(c);
     size_t bytes = 0;
-    LM_TRY(lm_nsa(nsa_decode_workspace(c->ctx, cfg, &c->caches.pool, a, &bytes), "nsa_decode"));
-    return reserve(c, bytes);
+    LM_TRY(fill_first(c) && copy_first(c));
+    LM_TRY(took(c, nsa_decode_workspace(c->ctx, cfg, &c->caches.pool, a, &bytes), "nsa_decode") && reserve(c, bytes));
+    return c->device->record == NULL || record_sets(c);
 }
 
-/* The caches of the set whose turn it is, without the token that the last round appended. */
+/* The next set, without the token that its last round has appended. */
 static bool prepare_nsa(void *self)
 {
     decode_case *c = self;
-    const bench_shape *shape = c->shape;
-    const int32_t first = c->turn * shape->batch;
-    c->decode.states = c->caches.states + first;
-    c->decode.page_table = c->caches.table + (ptrdiff_t)first * c->caches.pages_per_seq;
-    for (int32_t s = 0; s < shape->batch; s++)
-        LM_TRY(lm_nsa(nsa_cache_drop(c->ctx, &shape->cfg, &c->caches.pool, c->decode.states[s], shape->seqlen, NULL),
-                      "nsa_cache_drop"));
     c->turn = (c->turn + 1) % c->n_sets;
-    return true;
+    point_at_set(c);
+    return c->device->record != NULL ? c->device->launch(c->drop_graph[c->turn]) : drop(c);
 }
 
 static bool run_nsa(void *self)
 {
     decode_case *c = self;
-    return lm_nsa(
-        nsa_decode(c->ctx, &c->shape->cfg, &c->caches.pool, &c->decode, c->workspace, c->workspace_bytes, NULL),
-        "nsa_decode");
+    return c->device->record != NULL ? c->device->launch(c->decode_graph[c->turn]) : decode(c);
 }
 
 /* ---- Dense ------------------------------------------------------------------------------------------------------- */
@@ -144,8 +196,8 @@ static nsa_tensor copy_of(decode_case *c, const nsa_tensor *x, int64_t rows)
     nsa_tensor y = *x;
     const size_t size = bench_element_size(x->dtype);
     y.data = bench_take(&c->memory, rows * x->stride_token, size);
-    if (x->data != NULL && y.data != NULL)
-        memcpy(y.data, x->data, (size_t)(rows * x->stride_token) * size);
+    if (x->data != NULL && y.data != NULL && !c->device->copy(y.data, x->data, size_of(rows * x->stride_token, size)))
+        c->memory.out_of_memory = true;
     return y;
 }
 
@@ -172,7 +224,7 @@ static bool make_dense(decode_case *c)
                            .lse = bench_tensor(m, shape->batch, NSA_F32, cfg->n_heads_q, 1)};
     size_t bytes = 0;
     if (m->out_of_memory)
-        return lm_out_of_memory("keys and values");
+        return no_memory(c);
     LM_TRY(lm_nsa(nsa_win_attn_workspace(c->ctx, &c->dense, &c->batch, a, &bytes), "nsa_win_attn"));
     return reserve(c, bytes);
 }
@@ -184,7 +236,7 @@ static bool copy_dense(decode_case *c)
         c->args[set].k = copy_of(c, &c->args[0].k, c->batch.total_k);
         c->args[set].v = copy_of(c, &c->args[0].v, c->batch.total_k);
     }
-    return !c->memory.out_of_memory ? true : lm_out_of_memory("keys and values");
+    return c->memory.out_of_memory ? no_memory(c) : true;
 }
 
 static bool next_set(void *self)
@@ -197,7 +249,8 @@ static bool next_set(void *self)
 static bool run_dense(void *self)
 {
     decode_case *c = self;
-    return lm_nsa(nsa_win_attn(c->ctx, &c->dense, &c->batch, &c->args[c->turn], c->workspace, c->workspace_bytes, NULL),
+    return lm_nsa(nsa_win_attn(c->ctx, &c->dense, &c->batch, &c->args[c->turn], c->workspace, c->workspace_bytes,
+                               c->device->stream),
                   "nsa_win_attn");
 }
 
@@ -223,41 +276,52 @@ static bool make_onednn(decode_case *c)
         c->packed_v[set] = bench_onednn_pack(&c->memory, shape, &a->v, shape->seqlen, 1);
     }
     if (c->memory.out_of_memory)
-        return lm_out_of_memory("keys and values");
+        return no_memory(c);
     c->attn = bench_onednn_create(shape, 1, 1);
     return c->attn != NULL && run_onednn(c) && bench_onednn_check(shape, c->packed_o, &a->o, 1);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------ */
 
-/* Bytes of keys and values that a token of each sequence reads. */
-static int64_t read_bytes(const bench_shape *shape, bench_attention attention)
+static bool measure(decode_case *c, bench_attention attention, const bench_effort *effort, bench_time *time)
 {
-    const nsa_dtype dtype = attention == BENCH_ONEDNN ? bench_onednn_dtype(shape->dtype) : shape->dtype;
-    const double flop = bench_flop(shape, BENCH_DECODE, attention);
-    return (int64_t)flop / 2 / shape->cfg.n_heads_q * shape->cfg.n_heads_kv * (int64_t)bench_element_size(dtype);
+    switch (attention) {
+    case BENCH_NSA: return make_nsa(c) && c->device->repeat(c, prepare_nsa, run_nsa, effort, time);
+    case BENCH_DENSE: return make_dense(c) && copy_dense(c) && c->device->repeat(c, next_set, run_dense, effort, time);
+    case BENCH_ONEDNN: return make_onednn(c) && c->device->repeat(c, next_set, run_onednn, effort, time);
+    case BENCH_N_ATTENTIONS: break;
+    }
+    return false;
 }
 
-bool bench_measure_decode(const nsa_ctx *ctx, const bench_shape *shape, bench_attention attention,
-                          const bench_effort *effort, bench_time *time, int64_t *rotated)
+bool bench_measure_decode(const nsa_ctx *ctx, const bench_device *device, const bench_shape *shape,
+                          bench_attention attention, const bench_effort *effort, bench_time *time, int64_t *rotated,
+                          bool *lacks)
 {
-    const int64_t once = read_bytes(shape, attention), rounds = (rotated_bytes + once - 1) / once;
+    bench_shape read = *shape;
+    if (attention == BENCH_ONEDNN)
+        read.dtype = bench_onednn_dtype(shape->dtype);
+    const int64_t once = (int64_t)bench_least_work(&read, BENCH_DECODE, attention).bytes;
+    const int64_t rounds = (rotated_bytes + once - 1) / once;
     decode_case *c = calloc(1, sizeof *c);
     if (c == NULL)
         return lm_out_of_memory("decode");
     c->ctx = ctx;
+    c->device = device;
     c->shape = shape;
     c->n_sets = rounds < MAX_SETS ? (int32_t)rounds : MAX_SETS;
     c->memory.random = (uint64_t)shape->seed;
-    c->memory.device = &bench_cpu;
+    c->memory.device = device;
     *rotated = once * c->n_sets;
-    const bool measured = attention == BENCH_NSA ? make_nsa(c) && bench_repeat(c, prepare_nsa, run_nsa, effort, time)
-                          : attention == BENCH_DENSE
-                              ? make_dense(c) && copy_dense(c) && bench_repeat(c, next_set, run_dense, effort, time)
-                              : make_onednn(c) && bench_repeat(c, next_set, run_onednn, effort, time);
+    const bool measured = measure(c, attention, effort, time);
+    *lacks = c->lacks;
+    for (int32_t i = 0; i < c->n_sets && device->forget != NULL; i++) {
+        device->forget(c->drop_graph[i]);
+        device->forget(c->decode_graph[i]);
+    }
     onednn_attn_destroy(c->attn);
     bench_tensors_free(&c->memory);
-    free(c->workspace);
+    device->release(c->workspace);
     free(c);
     return measured;
 }

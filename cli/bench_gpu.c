@@ -44,12 +44,19 @@ static int measure_lines(bench_run *r, const bench_shape *shape, const line *lin
     return measured ? CLI_OK : cli_fail("length %d: %s", shape->seqlen, lm_error());
 }
 
+static int decode_line(bench_run *r, const bench_shape *shape)
+{
+    return bench_decode_line(r, shape, BENCH_NSA) ? CLI_OK : cli_fail("length %d: %s", shape->seqlen, lm_error());
+}
+
 int bench_gpu_by_length(bench_run *r, bench_shape shape, const int_list *lengths)
 {
     int exit_code = CLI_OK;
     for (int i = 0; i < lengths->n && exit_code == CLI_OK; i++) {
         shape.seqlen = (int32_t)lengths->item[i];
         exit_code = measure_lines(r, &shape, all_lines, ARGS_COUNT(all_lines));
+        if (exit_code == CLI_OK)
+            exit_code = decode_line(r, &shape);
     }
     return exit_code;
 }
@@ -109,6 +116,22 @@ static int groups(bench_run *r)
     return exit_code;
 }
 
+/* As many sequences as fill 4 GiB with the K and V of one branch; then one. */
+static int decoding(bench_run *r)
+{
+    enum { TOKENS = 1 << 21 };
+    int exit_code = CLI_OK;
+    for (int shared = 0; shared < 2; shared++)
+        for (int32_t seqlen = 65536; seqlen >= 1024 && exit_code == CLI_OK; seqlen /= 2) {
+            bench_shape shape = bench_shape_of(r, 64, 4, 128, 128, NSA_BF16, seqlen);
+            shape.batch = TOKENS / seqlen;
+            shape.shared_kv = shared == 1;
+            exit_code = decode_line(r, &shape);
+        }
+    const bench_shape one = bench_shape_of(r, 64, 4, 128, 128, NSA_BF16, 65536);
+    return exit_code == CLI_OK ? decode_line(r, &one) : exit_code;
+}
+
 int bench_gpu_suite(bench_run *r)
 {
     static const struct {
@@ -120,6 +143,8 @@ int bench_gpu_suite(bench_run *r)
         {"Clustered: queries that turn slowly, so that neighbours select much the same", clustered},
         {"d_qk 192, d_v 128", wide_keys},
         {"Groups of 1, 2, 4 and 8 query heads per key head", groups},
+        {"One decoded token of each sequence, as a CUDA graph; a round over equal caches reads 128 MB or more",
+         decoding},
     };
     const double start = seconds_now();
     char end[32];

@@ -115,10 +115,11 @@ static bool same_shape(const bench_shape *a, const bench_shape *b)
            a->cfg.d_qk == b->cfg.d_qk && a->cfg.d_v == b->cfg.d_v && a->batch == b->batch;
 }
 
-/* Dense attention takes the same time, whatever the queries. */
-static bool same_selection(const bench_record *a, const bench_record *b)
+/* Dense attention takes the same time, whatever the queries, and has one K and V. */
+static bool same_kind(const bench_record *a, const bench_record *b)
 {
-    return a->attention != BENCH_NSA || b->attention != BENCH_NSA || a->shape.clustered == b->shape.clustered;
+    return a->attention != BENCH_NSA || b->attention != BENCH_NSA ||
+           (a->shape.clustered == b->shape.clustered && a->shape.shared_kv == b->shape.shared_kv);
 }
 
 bool bench_report_comparable(const bench_report *r, const bench_record *x, const bench_record *like)
@@ -136,7 +137,7 @@ const bench_record *bench_report_find(const bench_report *r, const bench_record 
     for (int i = r->n - 1; i >= 0; i--) {
         const bench_record *x = &r->records[i];
         if (x->op == op && x->attention == attention && x->threads == threads &&
-            x->shape.seqlen == like->shape.seqlen && same_selection(x, like) && bench_report_comparable(r, x, like))
+            x->shape.seqlen == like->shape.seqlen && same_kind(x, like) && bench_report_comparable(r, x, like))
             return x;
     }
     return NULL;
@@ -183,6 +184,10 @@ static void compare(const bench_report *r, const bench_record *x, notes *n)
              (double)x->workspace / (double)x->tensors);
     if (x->residuals > 0)
         note(n, "  residuals %.1f MB", 1e-6 * (double)x->residuals);
+    if (x->shape.batch > 1)
+        note(n, "  batch %d", x->shape.batch);
+    if (x->shape.shared_kv)
+        note(n, "  branches share K and V");
     if (x->op == BENCH_TRAIN_STEP)
         note(n, "  %.0f tokens/s", 1e3 * x->shape.seqlen * x->shape.batch / ms);
 }
@@ -267,6 +272,8 @@ static void print_json(const bench_report *r, const bench_record *x)
         printf("\"workspace_bytes\":%zu,\"tensor_bytes\":%zu,", x->workspace, x->tensors);
     if (x->residuals > 0)
         printf("\"residual_bytes\":%zu,", x->residuals);
+    if (x->op == BENCH_DECODE && nsa)
+        printf("\"shared_kv\":%s,", s->shared_kv ? "true" : "false");
     if (x->rotated > 0)
         printf("\"rotated_bytes\":%lld,", (long long)x->rotated);
     if (x->op == BENCH_TRAIN_STEP)
@@ -319,7 +326,7 @@ static bench_point point_of(const bench_report *r, const bench_record *x)
     snprintf(p.machine, sizeof p.machine, "%s", r->gpu != NULL ? r->gpu->name : r->cpu);
     snprintf(p.isa, sizeof p.isa, "%s", x->isa != NULL ? x->isa : "");
     snprintf(p.dtype, sizeof p.dtype, "%s", dtype_names[x->shape.dtype]);
-    bench_point_name(&p, bench_attention_names[x->attention], x->shape.clustered, false);
+    bench_point_name(&p, bench_attention_names[x->attention], x->shape.clustered, x->shape.shared_kv);
     return p;
 }
 

@@ -64,20 +64,29 @@ static bool measure_onednn(bench_run *r, bench_case *b, const bench_shape *shape
     return true;
 }
 
+bool bench_decode_line(bench_run *r, const bench_shape *shape, bench_attention attention)
+{
+    bench_record x = {.op = BENCH_DECODE, .attention = attention, .shape = *shape, .overlap = -1};
+    bool lacks = false;
+    if (!wanted(r, x.op, attention))
+        return true;
+    bench_report_doing(r->report, shape, x.op, attention);
+    if (!bench_measure_decode(r->ctx, r->device, shape, attention, &r->effort, &x.time, &x.rotated, &lacks)) {
+        if (r->device == &bench_cpu || !lacks)
+            return false;
+        bench_report_left_out(r->report, shape, x.op, attention, lm_error());
+        return true;
+    }
+    if (attention == BENCH_ONEDNN)
+        x.shape.dtype = bench_onednn_dtype(shape->dtype);
+    bench_report_add(r->report, r->ctx, x);
+    return true;
+}
+
 static bool measure_decode(bench_run *r, const bench_shape *shape)
 {
-    static const bench_attention order[] = {BENCH_ONEDNN, BENCH_DENSE, BENCH_NSA};
-    for (int i = 0; i < BENCH_N_ATTENTIONS; i++) {
-        bench_record x = {.op = BENCH_DECODE, .attention = order[i], .shape = *shape, .overlap = -1};
-        if (!wanted(r, x.op, x.attention))
-            continue;
-        bench_report_doing(r->report, shape, BENCH_DECODE, order[i]);
-        LM_TRY(bench_measure_decode(r->ctx, shape, order[i], &r->effort, &x.time, &x.rotated));
-        if (order[i] == BENCH_ONEDNN)
-            x.shape.dtype = bench_onednn_dtype(shape->dtype);
-        bench_report_add(r->report, r->ctx, x);
-    }
-    return true;
+    return bench_decode_line(r, shape, BENCH_ONEDNN) && bench_decode_line(r, shape, BENCH_DENSE) &&
+           bench_decode_line(r, shape, BENCH_NSA);
 }
 
 /* Prefill by dense attention is forward by it, without a cache to fill. */

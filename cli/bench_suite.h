@@ -20,6 +20,9 @@ typedef struct bench_run {
  * for it. */
 bool bench_line(bench_run *r, bench_case *b, const bench_shape *shape, bench_op op, bench_attention attention);
 
+/* The same of a decoded token. */
+bool bench_decode_line(bench_run *r, const bench_shape *shape, bench_attention attention);
+
 /* Batch 1, mean phi, the paper's blocks. */
 bench_shape bench_shape_of(const bench_run *r, int32_t heads_q, int32_t heads_kv, int32_t d_qk, int32_t d_v,
                            nsa_dtype dtype, int32_t seqlen);

@@ -50,11 +50,11 @@ static bool copy_here(void *to, const void *from, size_t bytes)
 }
 
 const bench_device bench_cpu = {.n_sets = 1,
+                                .page_size = 1024,
                                 .take = take_here,
                                 .release = free,
                                 .fill = fill_here,
-                                .write = copy_here,
-                                .read = copy_here,
+                                .copy = copy_here,
                                 .repeat = bench_repeat};
 
 /* ---- Tensors ----------------------------------------------------------------------------------------------------- */
@@ -69,16 +69,24 @@ void *bench_take(bench_tensors *m, int64_t count, size_t size)
     return m->buffers[m->n_buffers++] = p;
 }
 
-int32_t *bench_take_cu(bench_tensors *m, int32_t n, int32_t step)
+/* `count` elements as they are `here`, which is freed; NULL: there was no memory for it. */
+static void *take_copy(bench_tensors *m, int64_t count, size_t size, void *here)
 {
-    const size_t bytes = size_of((int64_t)n + 1, sizeof(int32_t));
-    int32_t *cu = bench_take(m, (int64_t)n + 1, sizeof *cu), *here = lm_alloc_zeroed(bytes);
-    for (int32_t s = 0; here != NULL && s <= n; s++)
-        here[s] = s * step;
-    if (here == NULL || cu == NULL || !m->device->write(cu, here, bytes))
+    void *p = bench_take(m, count, size);
+    if (here == NULL)
+        (void)lm_out_of_memory("tensors");
+    if (here == NULL || p == NULL || !m->device->copy(p, here, size_of(count, size)))
         m->out_of_memory = true;
     free(here);
-    return cu;
+    return p;
+}
+
+int32_t *bench_take_cu(bench_tensors *m, int32_t n, int32_t step)
+{
+    int32_t *here = lm_alloc_zeroed(size_of((int64_t)n + 1, sizeof *here));
+    for (int32_t s = 0; here != NULL && s <= n; s++)
+        here[s] = s * step;
+    return take_copy(m, (int64_t)n + 1, sizeof *here, here);
 }
 
 void bench_tensors_free(bench_tensors *m)
@@ -157,14 +165,25 @@ void bench_make_phi(bench_tensors *m, const bench_shape *shape, int32_t d, nsa_p
     }
 }
 
+static void **take_states(bench_tensors *m, const bench_caches *c, int32_t n)
+{
+    void **here = lm_alloc_zeroed(size_of(n, sizeof *here));
+    for (int32_t s = 0; here != NULL && s < n; s++)
+        here[s] = bench_state(c, s);
+    return take_copy(m, n, sizeof *here, here);
+}
+
 nsa_status bench_make_caches(bench_tensors *m, const nsa_ctx *ctx, const bench_shape *shape, int32_t n,
                              bench_caches *caches)
 {
-    enum { PAGE = 1024 };
     bench_caches *c = caches;
-    c->pages_per_seq = shape->seqlen / PAGE + 1;
-    c->pool =
-        (nsa_cache){.page_size = PAGE, .max_draft = 1, .dtype = shape->dtype, .n_pages = (int64_t)n * c->pages_per_seq};
+    const int32_t page_size = m->device->page_size;
+    c->pages_per_seq = shape->seqlen / page_size + 1;
+    c->pool = (nsa_cache){.page_size = page_size,
+                          .max_draft = 1,
+                          .shared_kv = shape->shared_kv,
+                          .dtype = shape->dtype,
+                          .n_pages = (int64_t)n * c->pages_per_seq};
     nsa_status status = nsa_cache_page_bytes(ctx, &shape->cfg, &c->pool, &c->page_bytes);
     if (status == NSA_OK)
         status = nsa_cache_state_bytes(ctx, &shape->cfg, &c->pool, &c->state_bytes);
@@ -172,16 +191,12 @@ nsa_status bench_make_caches(bench_tensors *m, const nsa_ctx *ctx, const bench_s
         return status;
     c->state_bytes = size_round_up(c->state_bytes, LM_ALIGN);
     c->pool.pages = bench_take(m, c->pool.n_pages, c->page_bytes);
-    c->states = bench_take(m, n, sizeof *c->states);
-    c->table = bench_take(m, c->pool.n_pages, sizeof *c->table);
-    char *states = bench_take(m, n, c->state_bytes);
+    c->first_state = bench_take(m, n, c->state_bytes);
+    c->states = take_states(m, c, n);
+    c->table = bench_take_cu(m, n * c->pages_per_seq - 1, 1); /* page i is page i */
     if (m->out_of_memory)
         return NSA_ERR_OUT_OF_MEMORY;
-    for (int32_t s = 0; s < n && status == NSA_OK; s++) {
-        c->states[s] = states + (size_t)s * c->state_bytes;
-        status = nsa_cache_reset(ctx, &shape->cfg, &c->pool, c->states[s], NULL);
-    }
-    for (int32_t i = 0; i < n * c->pages_per_seq; i++)
-        c->table[i] = i;
+    for (int32_t s = 0; s < n && status == NSA_OK; s++)
+        status = nsa_cache_reset(ctx, &shape->cfg, &c->pool, bench_state(c, s), m->device->stream);
     return status;
 }

@@ -48,9 +48,15 @@ typedef struct bench_caches {
     nsa_cache pool;
     int32_t pages_per_seq;
     size_t page_bytes, state_bytes;
-    void **states;
+    void **states; /* where kernels read it, as the table */
     int32_t *table;
+    char *first_state; /* state_bytes before the next */
 } bench_caches;
+
+static inline void *bench_state(const bench_caches *c, int32_t s)
+{
+    return c->first_state + (size_t)s * c->state_bytes;
+}
 
 nsa_status bench_make_caches(bench_tensors *m, const nsa_ctx *ctx, const bench_shape *shape, int32_t n,
                              bench_caches *caches);

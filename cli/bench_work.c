@@ -66,6 +66,19 @@ double bench_residual_bytes(const bench_shape *shape, bench_attention attention)
     return attention == BENCH_NSA ? b.k_cmp + b.v_cmp + b.slc_idx + 3 * (b.o + b.lse) : b.o + b.lse;
 }
 
+/* Rows of K and V that a token of each sequence attends to. Branches that share them may do with the larger of slc and
+ * win: the window may have been selected, or the selected blocks be within it. */
+static double decode_rows(const bench_shape *shape, bench_attention attention)
+{
+    const nsa_config *cfg = &shape->cfg;
+    if (attention != BENCH_NSA || !shape->shared_kv)
+        return pairs_of(shape, BENCH_DECODE, attention);
+    const int64_t slc = attended(cfg, BENCH_SLC_ATTN, attention, shape->seqlen);
+    const int64_t win = attended(cfg, BENCH_WIN_ATTN, attention, shape->seqlen);
+    const int64_t cmp = attended(cfg, BENCH_CMP_ATTN, attention, shape->seqlen);
+    return (double)(cmp + (slc > win ? slc : win)) * shape->batch;
+}
+
 static double least_bytes(const bench_shape *shape, bench_op op, bench_attention attention)
 {
     const tensor_bytes b = bytes_of(shape);
@@ -77,10 +90,9 @@ static double least_bytes(const bench_shape *shape, bench_op op, bench_attention
     case BENCH_FORWARD_GIVEN:
     case BENCH_PREFILL: return inputs + residuals + (nsa ? b.o : 0);
     case BENCH_BACKWARD: return inputs + residuals + b.o + inputs;
-    case BENCH_DECODE: {
-        const double size = (double)bench_element_size(shape->dtype);
-        return pairs_of(shape, op, attention) * shape->cfg.n_heads_kv * (shape->cfg.d_qk + shape->cfg.d_v) * size;
-    }
+    case BENCH_DECODE:
+        return decode_rows(shape, attention) * shape->cfg.n_heads_kv * (shape->cfg.d_qk + shape->cfg.d_v) *
+               (double)bench_element_size(shape->dtype);
     case BENCH_COMPRESS: return b.k + b.v + b.k_cmp + b.v_cmp;
     case BENCH_CMP_ATTN: return b.q + b.k_cmp + b.v_cmp + b.o + b.lse;
     case BENCH_SELECT: return b.q + b.k_cmp + b.lse + b.slc_idx;

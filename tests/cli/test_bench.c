@@ -168,6 +168,9 @@ static void test_least_work(void **state)
     assert_true(forward.flop == bench_flop(&shape, BENCH_FORWARD, BENCH_NSA) + select.flop);
     const bench_work decode = bench_least_work(&shape, BENCH_DECODE, BENCH_DENSE);
     assert_true(decode.bytes == 65 * (24 + 8) * 4);
+    assert_true(bench_least_work(&shape, BENCH_DECODE, BENCH_NSA).bytes == (3 + 65 + 65) * (24 + 8) * 4);
+    shape.shared_kv = true; /* the window has been selected */
+    assert_true(bench_least_work(&shape, BENCH_DECODE, BENCH_NSA).bytes == (3 + 65) * (24 + 8) * 4);
 }
 
 /* Forced are block 0 and the last two. Tokens 40 to 43 of blocks of 8 stand in block 5, token 48 in block 6. */
