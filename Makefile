@@ -38,9 +38,10 @@ bench: setup
 	$(BUILD)/nsa bench --json >bench.jsonl.new && mv bench.jsonl.new $(RESULTS)
 
 # The same on a GPU, with a chart of it beside what others reach.
+GPU_RESULTS = bench/results/$$(date -u +%F)-$$(git rev-parse --short HEAD)-gpu.jsonl
 bench-gpu: cuda
-	$(CUDA_BUILD)/nsa bench --device cuda --json >bench.jsonl.new && mv bench.jsonl.new bench/results/gpu.jsonl
-	$(CUDA_BUILD)/nsa bench --from bench/results/gpu.jsonl bench/results/gpu-peers.jsonl --chart docs/img/bench-gpu.png
+	$(CUDA_BUILD)/nsa bench --device cuda --json >bench.jsonl.new && mv bench.jsonl.new $(GPU_RESULTS)
+	$(CUDA_BUILD)/nsa bench --from $(GPU_RESULTS) bench/results/gpu-peers.jsonl --chart docs/img/bench-gpu.png
 
 # The library, the header, the command and its manual into $(DESTDIR)$(PREFIX). The library alone, without the packages
 # that the command needs: cmake -DNSA_LM=OFF -DNSA_TESTS=OFF, and cmake --install.

@@ -120,6 +120,9 @@ size_t bench_case_workspace(const bench_case *b);
 size_t bench_case_tensors(const bench_case *b);
 size_t bench_case_residuals(const bench_case *b);
 
+/* Sets of inputs: as many as the device wants, or one if there is no memory for more. */
+int bench_case_sets(const bench_case *b);
+
 /* bench_overlap of what a forward has selected. */
 bool bench_case_overlap(const bench_case *b, double *overlap);
 

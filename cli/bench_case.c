@@ -148,6 +148,11 @@ size_t bench_case_residuals(const bench_case *b)
     return (size_t)bench_residual_bytes(&b->shape, b->attention);
 }
 
+int bench_case_sets(const bench_case *b)
+{
+    return b->other != NULL ? 2 : 1;
+}
+
 bool bench_case_lacks(const bench_case *b)
 {
     return b->lacks;
@@ -337,7 +342,7 @@ bool bench_case_forward(bench_case *b, bench_attention attention)
     b->op = BENCH_FORWARD;
     b->attention = attention;
     LM_TRY(reserve(b));
-    for (int i = 0; i < b->device->n_sets; i++)
+    for (int i = 0; i < bench_case_sets(b); i++)
         LM_TRY(run(b));
     b->forward_done[attention] = true;
     return true;

@@ -177,6 +177,8 @@ static void compare(const bench_report *r, const bench_record *x, notes *n)
         note(n, "  %.2fx one thread", one->time.ms / ms);
     if (x->floor_ms > 0)
         note(n, "  floor %.3f ms, %.1f%%", x->floor_ms, 100 * x->floor_ms / ms);
+    if (x->sets == 1)
+        note(n, "  one set of inputs");
     if (x->overlap >= 0)
         note(n, "  %.1f%% of the free blocks were selected by the token before", 100 * x->overlap);
     if ((x->op == BENCH_FORWARD || x->op == BENCH_BACKWARD) && x->attention == BENCH_NSA)
@@ -266,6 +268,8 @@ static void print_json(const bench_report *r, const bench_record *x)
         print_number("floor_ms", x->floor_ms);
         print_number("floor_fraction", x->floor_ms / x->time.ms);
     }
+    if (x->sets > 0)
+        printf("\"input_sets\":%d,", x->sets);
     if (x->overlap >= 0)
         printf("\"overlap\":%.4g,", x->overlap);
     if (x->tensors > 0)

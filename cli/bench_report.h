@@ -18,6 +18,7 @@ typedef struct bench_record {
     size_t workspace, tensors; /* bytes; tensors 0: neither is known */
     size_t residuals;          /* bytes; 0: not a forward */
     double overlap;            /* bench_overlap; < 0: not known */
+    int sets;                  /* of inputs, in turn; 0: not told */
     int64_t rotated;           /* bytes; 0: not decode */
 } bench_record;
 

@@ -30,9 +30,12 @@ bool bench_line(bench_run *r, bench_case *b, const bench_shape *shape, bench_op 
     }
     x.workspace = bench_case_workspace(b);
     x.tensors = bench_case_tensors(b);
+    if (r->device != &bench_cpu)
+        x.sets = bench_case_sets(b);
     if (op == BENCH_FORWARD)
         x.residuals = bench_case_residuals(b);
-    if (op == BENCH_FORWARD && attention == BENCH_NSA && (shape->clustered || r->device != &bench_cpu))
+    const bool selects = attention == BENCH_NSA && (op == BENCH_FORWARD || op == BENCH_SELECT);
+    if (selects && (shape->clustered || r->device != &bench_cpu))
         LM_TRY(bench_case_overlap(b, &x.overlap));
     bench_report_add(r->report, r->ctx, x);
     return true;

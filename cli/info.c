@@ -33,6 +33,22 @@ static void print_cpu_features(void)
     putchar('\n');
 }
 
+/* The CPU, and of a build with CUDA the GPU, or what is missing for it. */
+static void print_devices(void)
+{
+    printf("devices   cpu");
+#if defined(NSA_CUDA)
+    const nsa_ctx_options options = {.struct_size = sizeof options, .device = NSA_DEVICE_CUDA};
+    nsa_ctx *ctx = NULL;
+    if (nsa_ctx_create(&ctx, &options) == NSA_OK)
+        printf(", cuda (%s)", nsa_ctx_isa(ctx));
+    else
+        printf("; no cuda: %s", nsa_last_error());
+    nsa_ctx_destroy(ctx);
+#endif
+    putchar('\n');
+}
+
 static void print_kernels(const char *isa)
 {
     static const char *const ops[] = {"compress", "cmp_attn", "select", "slc_attn", "win_attn", "gate"};
@@ -58,7 +74,7 @@ int cmd_info(int argc, char **argv)
         return cli_fail("%s", nsa_last_error());
     printf("version   %s", nsa_version());
     printf(*cli_commit() != '\0' ? ", commit %s\n" : "%s\n", cli_commit());
-    printf("devices   cpu\n");
+    print_devices();
     char model[128];
     cli_cpu_model(model, sizeof model);
     printf("cpu       %s\n", model);
