@@ -157,6 +157,23 @@ __device__ inline int32_t seq_of_row(const int32_t *cu, int32_t n, int32_t div, 
     return lo;
 }
 
+/* Tiles of items that never cross a sequence, of which a row of cu has `per_row`: those of sequence s have the numbers
+ * cu[s] * per_row / tile + s and up. The sequence of the i-th, and its first item there: callers look whether that is
+ * in range. total * per_row / tile + n bounds their number. */
+__device__ inline int64_t find_tile(const int32_t *cu, int32_t n, int32_t per_row, int32_t tile, int64_t i, int32_t *s)
+{
+    int32_t lo = 0, hi = n;
+    while (hi - lo > 1) {
+        const int32_t mid = lo + (hi - lo) / 2;
+        if ((int64_t)cu[mid] * per_row / tile + mid <= i)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    *s = lo;
+    return (i - ((int64_t)cu[lo] * per_row / tile + lo)) * tile;
+}
+
 /* Where a (token, head) lies. */
 typedef struct place {
     int32_t s, head;

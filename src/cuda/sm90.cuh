@@ -102,6 +102,17 @@ __device__ inline void copy_box(void *dst, const CUtensorMap *map, uint64_t *bar
                  : "memory");
 }
 
+/* The coordinates of a sequence's row in a tensor's map. */
+__device__ inline int map_row(const nsa_tensor &t, const seq_range &x, int64_t row)
+{
+    return (int)(t.stride_seq == 0 ? x.start + row : row);
+}
+
+__device__ inline int map_seq(const nsa_tensor &t, int32_t s)
+{
+    return t.stride_seq == 0 ? 0 : s;
+}
+
 /* The tile of d channels, whose boxes are box_bytes apart. */
 template <int D>
 __device__ inline void copy_tile(void *dst, int box_bytes, const CUtensorMap *map, uint64_t *bar, int head, int row,
@@ -112,6 +123,15 @@ __device__ inline void copy_tile(void *dst, int box_bytes, const CUtensorMap *ma
         copy_box((char *)dst + i * box_bytes, map, bar, i * BOX_CHANNELS, head, row, s);
 }
 
+/* `bytes` as they lie: whole 16 bytes, both ends aligned to 16. */
+__device__ inline void copy_bytes(void *dst, const void *src, uint32_t bytes, uint64_t *bar)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(dst)),
+                 "l"(src), "r"(bytes), "r"(shared_address(bar))
+                 : "memory");
+}
+
 /* Byte offset of (row, channel) in a box: where the swizzle has put it. */
 __device__ inline int in_box(int row, int channel)
 {
@@ -119,7 +139,8 @@ __device__ inline int in_box(int row, int channel)
     return at ^ (at >> 3 & 0x70);
 }
 
-/* ---- Registers of a warpgroup: the warpgroups of a block give and take */
+/* ---- Registers of a warpgroup. Those of a block give and take what it was launched with: more than that waits forever
+ */
 
 template <int N> __device__ inline void registers_up()
 {
@@ -245,7 +266,9 @@ __device__ inline void wgmma(float (&d)[N / 2], uint64_t a_operand, uint64_t b_o
 template <int N, int B_ALONG_N = 0>
 __device__ inline void wgmma(float (&d)[N / 2], const uint32_t *a, uint64_t b_operand, int accumulate)
 {
-    static_assert(N == 64 || N == 128 || N == 256, "widths of wgmma that are in use");
+    static_assert(N == 16 || N == 64 || N == 128 || N == 256, "widths of wgmma that are in use");
+    if constexpr (N == 16)
+        NSA_WGMMA_RS("16", 8, "%8", "%9", "%10", "%11", "%12", "%13", "%14");
     if constexpr (N == 64)
         NSA_WGMMA_RS("64", 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38");
     if constexpr (N == 128)
@@ -287,6 +310,16 @@ __device__ inline void load_matrices_transposed(uint32_t x[4], uint32_t row)
                  : "r"(row)
                  : "memory");
 }
+
+/* Stores four matrices transposed: lane l gives the address of row l%8 of matrix l/8 as it lies in memory. */
+__device__ inline void store_matrices_transposed(uint32_t row, const uint32_t x[4])
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(x[0]),
+                 "r"(x[1]), "r"(x[2]), "r"(x[3])
+                 : "memory");
+}
+
+constexpr float LOG2_E = 1.44269504F;
 
 /* 2^x, within 2 ulp; results below 2^-126 are 0. */
 __device__ inline float exp2_fast(float x)

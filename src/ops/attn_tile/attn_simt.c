@@ -1,15 +1,14 @@
 /* The host's side of attn_simt.cu: the workspace and the launches, in order. */
-#include "ops/attn_tile/attn_simt.h"
+#include "ops/attn_tile/attn_simt_args.h"
 #include "cuda/device.h"
 #include "cuda/simt_args.h"
-#include "ops/attn_tile/attn.h"
 
 bool attn_simt_supports(const attn_problem *p)
 {
     return p->ctx->cuda;
 }
 
-static attn_simt args_of(const attn_problem *p)
+attn_simt attn_simt_of(const attn_problem *p)
 {
     return (attn_simt){
         .cfg = simt_config_of(p->cfg),
@@ -34,14 +33,14 @@ static attn_simt args_of(const attn_problem *p)
 
 void attn_simt_forward(const void *problem, arena *ws)
 {
-    const attn_simt args = args_of(problem);
+    const attn_simt args = attn_simt_of(problem);
     if (arena_launches(ws))
         cuda_launched(ws, "attention", launch_attn_forward(&args, ws->stream));
 }
 
 void attn_simt_backward(const void *problem, arena *ws)
 {
-    attn_simt args = args_of(problem);
+    attn_simt args = attn_simt_of(problem);
     args.delta = arena_take(ws, i64_mul(args.seqs.total_q, args.cfg.c.n_heads_q), sizeof(float));
     if (arena_launches(ws))
         cuda_launched(ws, "dq of attention", launch_attn_dq(&args, ws->stream));

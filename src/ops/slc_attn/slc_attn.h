@@ -10,6 +10,7 @@
  *
  *     slc_attn_impls      file                     takes
  *     tile                slc_attn.c               f32, bf16, f16
+ *     sm90                slc_attn_bwd_sm90.h      bf16 on Hopper, some d; forward by simt's
  *     simt                attn_tile/attn_simt.cu   f32, bf16, f16 on CUDA
  *     ref                 slc_attn_ref.c           everything; double accumulators
  */
@@ -19,5 +20,8 @@
 #include "ops/attn_tile/attn.h"
 
 op_fn slc_attn_ref_forward, slc_attn_ref_backward;
+
+bool slc_attn_bwd_sm90_supports(const attn_problem *p);
+op_fn slc_attn_bwd_sm90;
 
 #endif
