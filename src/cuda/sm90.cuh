@@ -45,6 +45,27 @@ __device__ inline void mbar_arrive(uint64_t *bar)
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
 }
 
+/* So many times. */
+__device__ inline void mbar_arrive_many(uint64_t *bar, uint32_t n)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(n) : "memory");
+}
+
+/* How many arrivals the phase still waited for, this one among them: 1 for the last. */
+__device__ inline uint32_t mbar_arrive_pending(uint64_t *bar)
+{
+    uint32_t n;
+    asm volatile("{\n"
+                 ".reg .b64 before;\n"
+                 "mbarrier.arrive.shared::cta.b64 before, [%1];\n"
+                 "mbarrier.pending_count.b64 %0, before;\n"
+                 "}"
+                 : "=r"(n)
+                 : "r"(shared_address(bar))
+                 : "memory");
+    return n;
+}
+
 /* Arrives, and lets the phase wait for so many bytes of copies besides. */
 __device__ inline void mbar_arrive_expect(uint64_t *bar, uint32_t bytes)
 {

@@ -51,6 +51,8 @@ static const scenario scenarios[] = {
     {0, 67, {3, 1, 256, 256, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_BHSD, true, 0.0}},
     {3, 331, {1, 2, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_HTD, LAYOUT_BSHD, false, 0.0}},
     {0, 67, {20, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 1.0}},
+    {1, 203, {9, 1, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+    {0, 19, {129, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_BHSD, LAYOUT_THD, false, 0.0}},
 };
 enum { N_SCENARIOS = sizeof scenarios / sizeof *scenarios, TENSOR_CORES = 22 /* the first of those */ };
 
@@ -344,7 +346,7 @@ static void compare_with_clean(const attn_case *c, const scenario *sc, const nsa
 static void test_nan_outside_the_set(void **state)
 {
     rng r = rng_new();
-    const int chosen[] = {0, 1, 5, 9, 11, TENSOR_CORES + 2, TENSOR_CORES + 5};
+    const int chosen[] = {0, 1, 5, 9, 11, TENSOR_CORES, TENSOR_CORES + 2, TENSOR_CORES + 4, TENSOR_CORES + 5};
     for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++) {
         const scenario *sc = &scenarios[chosen[i]];
         planted x;

@@ -1,0 +1,50 @@
+/* The host's side of slc_attn on Hopper: which problems it takes, and the launches. */
+#include "ops/slc_attn/slc_attn_sm90.h"
+#include "cuda/device.h"
+#include "cuda/simt_args.h"
+#include "cuda/tensor_map_sm90.h"
+#include "ops/slc_attn/slc_attn.h"
+
+#include <float.h>
+
+static bool has_kernel(int32_t d_qk, int32_t d_v)
+{
+    return (d_qk == d_v && (d_qk == 64 || d_qk == 128 || d_qk == 256)) || (d_qk == 192 && d_v == 128);
+}
+
+bool slc_attn_fwd_sm90_supports(const attn_problem *p)
+{
+    const nsa_config *c = p->cfg;
+    const seqs *x = &p->seqs;
+    const map_rows q = {x->n, x->max_q, x->total_q, c->n_heads_q, c->d_qk},
+                   o = {x->n, x->max_q, x->total_q, c->n_heads_q, c->d_v},
+                   k = {x->n, x->max_k, x->total_k, c->n_heads_kv, c->d_qk},
+                   v = {x->n, x->max_k, x->total_k, c->n_heads_kv, c->d_v};
+    /* A block of threads for each (tile, 16 heads) at most: a grid has room for 2^31. */
+    return ctx_is_sm90(p->ctx) && has_kernel(c->d_qk, c->d_v) && c->slc_block % SLC_KEYS == 0 &&
+           i64_mul(n_tiles(x->total_q, x->n, 1), c->n_heads_q) <= INT32_MAX && config_scale(c) > FLT_MIN &&
+           config_scale(c) < FLT_MAX / 2.0 && tensor_map_supports(&p->q, &q) && tensor_map_supports(&p->o, &o) &&
+           tensor_map_supports(&p->k.tensor, &k) && tensor_map_supports(&p->v.tensor, &v);
+}
+
+bool slc_attn_sm90_supports(const attn_problem *p)
+{
+    return slc_attn_fwd_sm90_supports(p) && (p->d_o.data == NULL || slc_attn_bwd_sm90_supports(p));
+}
+
+void slc_attn_fwd_sm90(const void *problem, arena *ws)
+{
+    const attn_problem *p = problem;
+    const slc_fwd_sm90 args = {
+        .cfg = simt_config_of(p->cfg),
+        .seqs = simt_seqs_of(&p->seqs),
+        .q = p->q,
+        .k = p->k.tensor,
+        .v = p->v.tensor,
+        .slc_idx = p->slc_idx,
+        .o = p->o,
+        .lse = p->lse,
+    };
+    if (arena_launches(ws))
+        cuda_launched(ws, "attention over selected blocks", launch_slc_attn_fwd_sm90(&args, ws->stream));
+}
