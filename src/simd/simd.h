@@ -31,8 +31,9 @@ typedef struct simd_ahead {
 
 /* C[i][j] = start + sum over p ascending of A[i*a_row + p*a_col] . B[p*ldb + j], i < m, j < n, p < k units; by FMA
  * where the set has it. start is 0, with `add` C[i][j], with `keep` keep[i] * C[i][j]. With c_rows row c_rows[i] of C
- * is meant instead of row i, with a_rows row a_rows[i] of A. B and C are readable, and C writable, up to the next
- * multiple of SIMD_PAD columns; what lies there in C afterwards is unspecified. */
+ * is meant instead of row i, with a_rows row a_rows[i] of A. a_col is 1, or else (without a_rows) a_row is, or m. B and
+ * C are readable, and C writable, up to the next multiple of SIMD_PAD columns; what lies there in C afterwards is
+ * unspecified. */
 typedef struct simd_product {
     float *c;
     int64_t ldc;

@@ -434,14 +434,16 @@ static void row_products(const simd_attn *attn, rng *r)
         float before[40 * 144];
         memcpy(before, c, (size_t)(40 * ldc) * sizeof *c);
         const int start = trial % 3;
+        const bool turned = trial % 2 == 1;
+        const int64_t a_row = turned ? 1 : k, a_col = turned ? m : 1;
         attn->product(&(simd_product){.c = c,
                                       .ldc = ldc,
                                       .c_rows = c_rows,
                                       .keep = start == 1 ? keep : NULL,
                                       .add = start == 2,
                                       .a = a,
-                                      .a_row = k,
-                                      .a_col = 1,
+                                      .a_row = a_row,
+                                      .a_col = a_col,
                                       .b = b,
                                       .ldb = ldb,
                                       .m = m,
@@ -453,7 +455,8 @@ static void row_products(const simd_attn *attn, rng *r)
                 double e = start == 0 ? 0.0 : start == 1 ? old * (double)keep[i] : old, all = fabs(e);
                 for (int64_t p = 0; p < (int64_t)k * pack; p++) {
                     const int64_t at = (p / pack * ldb + j) * pack + p % pack;
-                    const double term = element_at(attn, a, (int64_t)i * k * pack + p) * element_at(attn, b, at);
+                    const double term =
+                        element_at(attn, a, (i * a_row + p / pack * a_col) * pack + p % pack) * element_at(attn, b, at);
                     e += term;
                     all += fabs(term);
                 }
