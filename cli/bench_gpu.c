@@ -1,106 +1,69 @@
-/* What `nsa bench --device cuda` measures: bf16 at sizes of models, batch 1, the paper's blocks. */
+/* What `nsa bench --device cuda` measures. */
 #include "cli/bench_suite.h"
 
 #include "cli/cli.h"
 #include "cli/progress.h"
-#include "lm/error.h"
 
-#include <stdio.h>
-
-/* Lines of one shape, in this order; dense ones where it is asked for. */
-typedef struct line {
-    bench_op op;
-    bench_attention attention;
-} line;
-
-static const line all_lines[] = {{BENCH_FORWARD, BENCH_DENSE},  {BENCH_FORWARD, BENCH_NSA},
-                                 {BENCH_COMPRESS, BENCH_NSA},   {BENCH_CMP_ATTN, BENCH_NSA},
-                                 {BENCH_SELECT, BENCH_NSA},     {BENCH_SLC_ATTN, BENCH_NSA},
-                                 {BENCH_WIN_ATTN, BENCH_NSA},   {BENCH_GATE, BENCH_NSA},
-                                 {BENCH_BACKWARD, BENCH_DENSE}, {BENCH_BACKWARD, BENCH_NSA}};
-
-static bool any_wanted(const bench_run *r, const line *lines, int n)
-{
-    bool any = false;
-    for (int i = 0; i < n; i++)
-        any |= r->ops[lines[i].op] && r->attentions[lines[i].attention];
-    return any;
-}
-
-/* What does not fit is left out. */
-static int measure_lines(bench_run *r, const bench_shape *shape, const line *lines, int n)
-{
-    if (!any_wanted(r, lines, n))
-        return CLI_OK;
-    bench_case *b = bench_case_create(r->ctx, r->device, shape);
-    if (b == NULL) {
-        bench_report_left_out(r->report, shape, lines[0].op, lines[0].attention, lm_error());
-        return CLI_OK;
-    }
-    bool measured = true;
-    for (int i = 0; i < n && measured; i++)
-        measured = bench_line(r, b, shape, lines[i].op, lines[i].attention);
-    bench_case_destroy(b);
-    return measured ? CLI_OK : cli_fail("length %d: %s", shape->seqlen, lm_error());
-}
-
-static int decode_line(bench_run *r, const bench_shape *shape)
-{
-    return bench_decode_line(r, shape, BENCH_NSA) ? CLI_OK : cli_fail("length %d: %s", shape->seqlen, lm_error());
-}
+/* Of one shape, in this order. */
+static const bench_item all_items[] = {{BENCH_FORWARD, BENCH_DENSE},  {BENCH_FORWARD, BENCH_NSA},
+                                       {BENCH_COMPRESS, BENCH_NSA},   {BENCH_CMP_ATTN, BENCH_NSA},
+                                       {BENCH_SELECT, BENCH_NSA},     {BENCH_SLC_ATTN, BENCH_NSA},
+                                       {BENCH_WIN_ATTN, BENCH_NSA},   {BENCH_GATE, BENCH_NSA},
+                                       {BENCH_BACKWARD, BENCH_DENSE}, {BENCH_BACKWARD, BENCH_NSA}};
 
 int bench_gpu_by_length(bench_run *r, bench_shape shape, const int_list *lengths)
 {
     int exit_code = CLI_OK;
     for (int i = 0; i < lengths->n && exit_code == CLI_OK; i++) {
         shape.seqlen = (int32_t)lengths->item[i];
-        exit_code = measure_lines(r, &shape, all_lines, ARGS_COUNT(all_lines));
+        exit_code = bench_items(r, &shape, all_items, ARGS_COUNT(all_items));
         if (exit_code == CLI_OK)
-            exit_code = decode_line(r, &shape);
+            exit_code = bench_decode_item(r, &shape, BENCH_NSA);
     }
     return exit_code;
 }
 
 /* ---- The suite --------------------------------------------------------------------------------------------------- */
 
-static const line nsa_lines[] = {{BENCH_FORWARD, BENCH_NSA}, {BENCH_COMPRESS, BENCH_NSA}, {BENCH_CMP_ATTN, BENCH_NSA},
-                                 {BENCH_SELECT, BENCH_NSA},  {BENCH_SLC_ATTN, BENCH_NSA}, {BENCH_WIN_ATTN, BENCH_NSA},
-                                 {BENCH_GATE, BENCH_NSA},    {BENCH_BACKWARD, BENCH_NSA}};
-static const line slc_lines[] = {{BENCH_FORWARD, BENCH_NSA}, {BENCH_SLC_ATTN, BENCH_NSA}, {BENCH_BACKWARD, BENCH_NSA}};
-static const line both_forwards[] = {{BENCH_FORWARD, BENCH_DENSE}, {BENCH_FORWARD, BENCH_NSA}};
-static const line dense_lines[] = {{BENCH_FORWARD, BENCH_DENSE}, {BENCH_BACKWARD, BENCH_DENSE}};
+static const bench_item nsa_items[] = {
+    {BENCH_FORWARD, BENCH_NSA},  {BENCH_COMPRESS, BENCH_NSA}, {BENCH_CMP_ATTN, BENCH_NSA}, {BENCH_SELECT, BENCH_NSA},
+    {BENCH_SLC_ATTN, BENCH_NSA}, {BENCH_WIN_ATTN, BENCH_NSA}, {BENCH_GATE, BENCH_NSA},     {BENCH_BACKWARD, BENCH_NSA}};
+static const bench_item slc_items[] = {
+    {BENCH_FORWARD, BENCH_NSA}, {BENCH_SLC_ATTN, BENCH_NSA}, {BENCH_BACKWARD, BENCH_NSA}};
+static const bench_item both_forwards[] = {{BENCH_FORWARD, BENCH_DENSE}, {BENCH_FORWARD, BENCH_NSA}};
+static const bench_item dense_items[] = {{BENCH_FORWARD, BENCH_DENSE}, {BENCH_BACKWARD, BENCH_DENSE}};
 
 /* Of 64/4 heads, d 128, at some lengths. */
-static int by_length(bench_run *r, bool clustered, int32_t first, int32_t last, const line *lines, int n)
+static int by_length(bench_run *r, bool clustered, int32_t first, int32_t last, const bench_item *items, int n)
 {
     int exit_code = CLI_OK;
     for (int32_t seqlen = first; seqlen <= last && exit_code == CLI_OK; seqlen *= 2) {
         bench_shape shape = bench_shape_of(r, 64, 4, 128, 128, NSA_BF16, seqlen);
         shape.clustered = clustered;
-        exit_code = measure_lines(r, &shape, lines, n);
+        exit_code = bench_items(r, &shape, items, n);
     }
     return exit_code;
 }
 
 static int training(bench_run *r)
 {
-    return by_length(r, false, 4096, 131072, nsa_lines, ARGS_COUNT(nsa_lines));
+    return by_length(r, false, 4096, 131072, nsa_items, ARGS_COUNT(nsa_items));
 }
 
 static int clustered(bench_run *r)
 {
-    return by_length(r, true, 8192, 131072, slc_lines, ARGS_COUNT(slc_lines));
+    return by_length(r, true, 8192, 131072, slc_items, ARGS_COUNT(slc_items));
 }
 
 static int dense(bench_run *r)
 {
-    return by_length(r, false, 4096, 65536, dense_lines, ARGS_COUNT(dense_lines));
+    return by_length(r, false, 4096, 65536, dense_items, ARGS_COUNT(dense_items));
 }
 
 static int wide_keys(bench_run *r)
 {
     const bench_shape shape = bench_shape_of(r, 64, 4, 192, 128, NSA_BF16, 65536);
-    return measure_lines(r, &shape, nsa_lines, ARGS_COUNT(nsa_lines));
+    return bench_items(r, &shape, nsa_items, ARGS_COUNT(nsa_items));
 }
 
 static int groups(bench_run *r)
@@ -111,7 +74,7 @@ static int groups(bench_run *r)
     int exit_code = CLI_OK;
     for (int i = 0; i < ARGS_COUNT(cases) && exit_code == CLI_OK; i++) {
         const bench_shape shape = bench_shape_of(r, 32, 32 / cases[i].group, 128, 128, NSA_BF16, cases[i].seqlen);
-        exit_code = measure_lines(r, &shape, both_forwards, ARGS_COUNT(both_forwards));
+        exit_code = bench_items(r, &shape, both_forwards, ARGS_COUNT(both_forwards));
     }
     return exit_code;
 }
@@ -126,10 +89,10 @@ static int decoding(bench_run *r)
             bench_shape shape = bench_shape_of(r, 64, 4, 128, 128, NSA_BF16, seqlen);
             shape.batch = TOKENS / seqlen;
             shape.shared_kv = shared == 1;
-            exit_code = decode_line(r, &shape);
+            exit_code = bench_decode_item(r, &shape, BENCH_NSA);
         }
     const bench_shape one = bench_shape_of(r, 64, 4, 128, 128, NSA_BF16, 65536);
-    return exit_code == CLI_OK ? decode_line(r, &one) : exit_code;
+    return exit_code == CLI_OK ? bench_decode_item(r, &one, BENCH_NSA) : exit_code;
 }
 
 int bench_gpu_suite(bench_run *r)
@@ -147,13 +110,11 @@ int bench_gpu_suite(bench_run *r)
          decoding},
     };
     const double start = seconds_now();
-    char end[32];
     int exit_code = CLI_OK;
     for (int i = 0; i < ARGS_COUNT(sections) && exit_code == CLI_OK; i++) {
         bench_report_section(r->report, sections[i].title);
         exit_code = sections[i].run(r);
     }
-    snprintf(end, sizeof end, "In %.0f s", seconds_now() - start);
-    bench_report_section(r->report, end);
+    bench_report_end(r->report, seconds_now() - start);
     return exit_code;
 }

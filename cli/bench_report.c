@@ -74,10 +74,23 @@ void bench_report_start(bench_report *r, const nsa_ctx *ctx, const bench_gpu *gp
     fflush(table(r));
 }
 
-void bench_report_section(const bench_report *r, const char *title)
+void bench_report_section(bench_report *r, const char *title)
+{
+    r->section = title;
+}
+
+static void print_section(bench_report *r)
 {
     clear_doing();
-    fprintf(table(r), "\n%s\n", title);
+    if (r->section != NULL)
+        fprintf(table(r), "\n%s\n", r->section);
+    r->section = NULL;
+}
+
+void bench_report_end(const bench_report *r, double seconds)
+{
+    clear_doing();
+    fprintf(table(r), "\nIn %.0f s\n", seconds);
 }
 
 /* "nsa", "dense", "onednn"; forward with slc_idx given is "nsa given". */
@@ -97,11 +110,11 @@ void bench_report_doing(const bench_report *r, const bench_shape *shape, bench_o
     fflush(stderr);
 }
 
-void bench_report_left_out(const bench_report *r, const bench_shape *shape, bench_op op, bench_attention attention,
+void bench_report_left_out(bench_report *r, const bench_shape *shape, bench_op op, bench_attention attention,
                            const char *why)
 {
     char heads[16], d[16];
-    clear_doing();
+    print_section(r);
     snprintf(heads, sizeof heads, "%d/%d", shape->cfg.n_heads_q, shape->cfg.n_heads_kv);
     snprintf(d, sizeof d, "%d/%d", shape->cfg.d_qk, shape->cfg.d_v);
     fprintf(table(r), "%-10s %-9s %-4s %-10s %3s %7s %7s %8d  left out: %s\n", bench_op_names[op],
@@ -194,7 +207,7 @@ static void compare(const bench_report *r, const bench_record *x, notes *n)
         note(n, "  %.0f tokens/s", 1e3 * x->shape.seqlen * x->shape.batch / ms);
 }
 
-static void print_row(const bench_report *r, const bench_record *x)
+static void print_row(bench_report *r, const bench_record *x)
 {
     const bench_shape *s = &x->shape;
     char heads[16], d[16], gflops[16] = "", peak[16] = "";
@@ -207,7 +220,7 @@ static void print_row(const bench_report *r, const bench_record *x)
             snprintf(peak, sizeof peak, "%.1f%%", 100 * x->gflops / x->peak);
     }
     compare(r, x, &n);
-    clear_doing();
+    print_section(r);
     fprintf(table(r), "%-10s %-9s %-4s %-10s %3d %7s %7s %8d %4d %11.3f %8s %6s%s\n", bench_op_names[x->op],
             attention_word(x->op, x->attention), dtype_names[s->dtype], x->isa != NULL ? x->isa : "", x->threads, heads,
             d, s->seqlen, x->time.reps, x->time.ms, gflops, peak, n.text);

@@ -41,6 +41,7 @@ typedef struct bench_report {
     char cpu[128];
     const bench_gpu *gpu; /* NULL: the CPU is measured */
     const char *isa;      /* of the context at the start */
+    const char *section;  /* not told yet; NULL: none */
     int n, n_peaks;
     bench_record records[BENCH_MAX_RECORDS];
     bench_peak peaks[BENCH_MAX_PEAKS];
@@ -49,8 +50,11 @@ typedef struct bench_report {
 /* The heading, with the peaks of the context. */
 void bench_report_start(bench_report *r, const nsa_ctx *ctx, const bench_gpu *gpu, bool json);
 
-/* A line above the rows that follow. */
-void bench_report_section(const bench_report *r, const char *title);
+/* A line above the rows that follow, if any do. */
+void bench_report_section(bench_report *r, const char *title);
+
+/* A line below them. */
+void bench_report_end(const bench_report *r, double seconds);
 
 /* On a terminal: what is being measured. */
 void bench_report_doing(const bench_report *r, const bench_shape *shape, bench_op op, bench_attention attention);
@@ -59,7 +63,7 @@ void bench_report_doing(const bench_report *r, const bench_shape *shape, bench_o
 void bench_report_add(bench_report *r, const nsa_ctx *ctx, bench_record record);
 
 /* Tells that something was not measured. */
-void bench_report_left_out(const bench_report *r, const bench_shape *shape, bench_op op, bench_attention attention,
+void bench_report_left_out(bench_report *r, const bench_shape *shape, bench_op op, bench_attention attention,
                            const char *why);
 
 /* Have both the same shape but for the length, and the same kernels? oneDNN's compare with the best of the library. */

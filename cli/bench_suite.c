@@ -16,11 +16,10 @@ static bool wanted(const bench_run *r, bench_op op, bench_attention attention)
     return r->ops[op] && r->attentions[attention];
 }
 
-bool bench_line(bench_run *r, bench_case *b, const bench_shape *shape, bench_op op, bench_attention attention)
+/* By the library. */
+static bool measure(bench_run *r, bench_case *b, const bench_shape *shape, bench_op op, bench_attention attention)
 {
     bench_record x = {.op = op, .attention = attention, .shape = *shape, .overlap = -1};
-    if (!wanted(r, op, attention))
-        return true;
     bench_report_doing(r->report, shape, op, attention);
     if (!bench_measure(b, op, attention, &r->effort, &x.time)) {
         if (r->device == &bench_cpu || !bench_case_lacks(b))
@@ -46,8 +45,6 @@ static bool measure_onednn(bench_run *r, bench_case *b, const bench_shape *shape
 {
     enum { MAX_SLOWER = 4, SHORT = 8192, USUAL_BLOCK = 64 };
     bench_record x = {.op = BENCH_FORWARD, .attention = BENCH_ONEDNN, .shape = *shape, .overlap = -1};
-    if (!wanted(r, x.op, x.attention))
-        return true;
     x.isa = r->report->isa;
     const bench_record *dense = bench_report_find(r->report, &x, BENCH_FORWARD, BENCH_DENSE, nsa_ctx_threads(r->ctx));
     const double seconds = dense != NULL ? 1e-3 * MAX_SLOWER * dense->time.ms : 0;
@@ -67,7 +64,62 @@ static bool measure_onednn(bench_run *r, bench_case *b, const bench_shape *shape
     return true;
 }
 
-bool bench_decode_line(bench_run *r, const bench_shape *shape, bench_attention attention)
+/* Prefill by dense attention is forward by it, without a cache to fill. */
+static void repeat_as_prefill(bench_run *r, const bench_shape *shape, bench_attention attention)
+{
+    const bench_record like = {.shape = *shape, .isa = r->report->isa};
+    const bench_record *forward =
+        bench_report_find(r->report, &like, BENCH_FORWARD, attention, nsa_ctx_threads(r->ctx));
+    if (forward == NULL)
+        return;
+    bench_record x = *forward;
+    x.op = BENCH_PREFILL;
+    x.residuals = 0;
+    bench_report_add(r->report, r->ctx, x);
+}
+
+static bool any_wanted(const bench_run *r, const bench_item *items, int n)
+{
+    bool any = false;
+    for (int i = 0; i < n; i++)
+        any |= wanted(r, items[i].op, items[i].attention);
+    return any;
+}
+
+static bool measure_item(bench_run *r, bench_case *b, const bench_shape *shape, const bench_item *item)
+{
+    if (!wanted(r, item->op, item->attention))
+        return true;
+    if (item->op == BENCH_PREFILL && item->attention != BENCH_NSA) {
+        repeat_as_prefill(r, shape, item->attention);
+        return true;
+    }
+    return item->attention == BENCH_ONEDNN ? measure_onednn(r, b, shape)
+                                           : measure(r, b, shape, item->op, item->attention);
+}
+
+static int failed(const bench_shape *shape)
+{
+    return cli_fail("length %d: %s", shape->seqlen, lm_error());
+}
+
+int bench_items(bench_run *r, const bench_shape *shape, const bench_item *items, int n)
+{
+    if (!any_wanted(r, items, n))
+        return CLI_OK;
+    bench_case *b = bench_case_create(r->ctx, r->device, shape);
+    if (b == NULL && r->device == &bench_cpu)
+        return failed(shape);
+    if (b == NULL)
+        bench_report_left_out(r->report, shape, items[0].op, items[0].attention, lm_error());
+    bool measured = true;
+    for (int i = 0; i < n && b != NULL && measured; i++)
+        measured = measure_item(r, b, shape, &items[i]);
+    bench_case_destroy(b);
+    return measured ? CLI_OK : failed(shape);
+}
+
+static bool measure_decode(bench_run *r, const bench_shape *shape, bench_attention attention)
 {
     bench_record x = {.op = BENCH_DECODE, .attention = attention, .shape = *shape, .overlap = -1};
     bool lacks = false;
@@ -86,58 +138,38 @@ bool bench_decode_line(bench_run *r, const bench_shape *shape, bench_attention a
     return true;
 }
 
-static bool measure_decode(bench_run *r, const bench_shape *shape)
+int bench_decode_item(bench_run *r, const bench_shape *shape, bench_attention attention)
 {
-    return bench_decode_line(r, shape, BENCH_ONEDNN) && bench_decode_line(r, shape, BENCH_DENSE) &&
-           bench_decode_line(r, shape, BENCH_NSA);
-}
-
-/* Prefill by dense attention is forward by it, without a cache to fill. */
-static void repeat_as_prefill(bench_run *r, const bench_shape *shape, bench_attention attention)
-{
-    const bench_record like = {.shape = *shape, .isa = r->report->isa};
-    const bench_record *forward =
-        bench_report_find(r->report, &like, BENCH_FORWARD, attention, nsa_ctx_threads(r->ctx));
-    if (forward == NULL || !wanted(r, BENCH_PREFILL, attention))
-        return;
-    bench_record x = *forward;
-    x.op = BENCH_PREFILL;
-    x.residuals = 0;
-    bench_report_add(r->report, r->ctx, x);
+    return measure_decode(r, shape, attention) ? CLI_OK : failed(shape);
 }
 
 /* ---- A shape of the user ----------------------------------------------------------------------------------------- */
 
-static bool measure_length(bench_run *r, bench_case *b, const bench_shape *shape)
+/* By oneDNN, by dense attention, by NSA. */
+static int measure_decodes(bench_run *r, const bench_shape *shape)
 {
-    LM_TRY(bench_line(r, b, shape, BENCH_FORWARD, BENCH_DENSE));
-    LM_TRY(measure_onednn(r, b, shape));
-    LM_TRY(bench_line(r, b, shape, BENCH_FORWARD, BENCH_NSA));
-    LM_TRY(bench_line(r, b, shape, BENCH_BACKWARD, BENCH_DENSE));
-    LM_TRY(bench_line(r, b, shape, BENCH_BACKWARD, BENCH_NSA));
-    repeat_as_prefill(r, shape, BENCH_ONEDNN);
-    repeat_as_prefill(r, shape, BENCH_DENSE);
-    return bench_line(r, b, shape, BENCH_PREFILL, BENCH_NSA);
-}
-
-static int failed(const bench_shape *shape)
-{
-    return cli_fail("length %d: %s", shape->seqlen, lm_error());
+    static const bench_attention order[] = {BENCH_ONEDNN, BENCH_DENSE, BENCH_NSA};
+    int exit_code = CLI_OK;
+    for (int i = 0; i < ARGS_COUNT(order) && exit_code == CLI_OK; i++)
+        exit_code = bench_decode_item(r, shape, order[i]);
+    return exit_code;
 }
 
 int bench_shape_by_length(bench_run *r, bench_shape shape, const int_list *lengths)
 {
-    for (int i = 0; i < lengths->n; i++) {
+    static const bench_item items[] = {
+        {BENCH_FORWARD, BENCH_DENSE},  {BENCH_FORWARD, BENCH_ONEDNN}, {BENCH_FORWARD, BENCH_NSA},
+        {BENCH_BACKWARD, BENCH_DENSE}, {BENCH_BACKWARD, BENCH_NSA},   {BENCH_PREFILL, BENCH_ONEDNN},
+        {BENCH_PREFILL, BENCH_DENSE},  {BENCH_PREFILL, BENCH_NSA},
+    };
+    int exit_code = CLI_OK;
+    for (int i = 0; i < lengths->n && exit_code == CLI_OK; i++) {
         shape.seqlen = (int32_t)lengths->item[i];
-        bench_case *b = bench_case_create(r->ctx, r->device, &shape);
-        if (b == NULL)
-            return failed(&shape);
-        const bool measured = measure_length(r, b, &shape);
-        bench_case_destroy(b);
-        if (!measured || !measure_decode(r, &shape))
-            return failed(&shape);
+        exit_code = bench_items(r, &shape, items, ARGS_COUNT(items));
+        if (exit_code == CLI_OK)
+            exit_code = measure_decodes(r, &shape);
     }
-    return CLI_OK;
+    return exit_code;
 }
 
 /* ---- The suite --------------------------------------------------------------------------------------------------- */
@@ -154,60 +186,45 @@ bench_shape bench_shape_of(const bench_run *r, int32_t heads_q, int32_t heads_kv
     return s;
 }
 
-/* Some operations of NSA alone, in their order. */
-static int measure_ops(bench_run *r, const bench_shape *shape, int n, const bench_op *ops)
-{
-    bench_case *b = bench_case_create(r->ctx, r->device, shape);
-    if (b == NULL)
-        return failed(shape);
-    bool measured = true;
-    for (int i = 0; i < n && measured; i++)
-        measured = bench_line(r, b, shape, ops[i], BENCH_NSA);
-    bench_case_destroy(b);
-    return measured ? CLI_OK : failed(shape);
-}
-
-static bool training_at(bench_run *r, bench_case *b, const bench_shape *shape, bool dense, bool parts)
-{
-    static const bench_op ops[] = {BENCH_FORWARD_GIVEN, BENCH_COMPRESS, BENCH_CMP_ATTN, BENCH_SELECT,
-                                   BENCH_SLC_ATTN,      BENCH_WIN_ATTN, BENCH_GATE};
-    enum { MAX_BACKWARD = 32768 };
-    if (dense) {
-        LM_TRY(bench_line(r, b, shape, BENCH_FORWARD, BENCH_DENSE));
-        LM_TRY(measure_onednn(r, b, shape));
-    }
-    LM_TRY(bench_line(r, b, shape, BENCH_FORWARD, BENCH_NSA));
-    for (int i = 0; i < ARGS_COUNT(ops) && parts; i++)
-        LM_TRY(bench_line(r, b, shape, ops[i], BENCH_NSA));
-    return shape->seqlen > MAX_BACKWARD || bench_line(r, b, shape, BENCH_BACKWARD, BENCH_NSA);
-}
-
 /* Dense attention at each length, or at the ends alone. */
 static int training(bench_run *r, int32_t d_qk, int32_t d_v, bool all)
 {
+    static const bench_item every[] = {
+        {BENCH_FORWARD, BENCH_DENSE},     {BENCH_FORWARD, BENCH_ONEDNN}, {BENCH_FORWARD, BENCH_NSA},
+        {BENCH_FORWARD_GIVEN, BENCH_NSA}, {BENCH_COMPRESS, BENCH_NSA},   {BENCH_CMP_ATTN, BENCH_NSA},
+        {BENCH_SELECT, BENCH_NSA},        {BENCH_SLC_ATTN, BENCH_NSA},   {BENCH_WIN_ATTN, BENCH_NSA},
+        {BENCH_GATE, BENCH_NSA},          {BENCH_BACKWARD, BENCH_NSA},
+    };
+    static const bench_item ends[] = {{BENCH_FORWARD, BENCH_DENSE},
+                                      {BENCH_FORWARD, BENCH_ONEDNN},
+                                      {BENCH_FORWARD, BENCH_NSA},
+                                      {BENCH_BACKWARD, BENCH_NSA}};
+    static const bench_item nsa[] = {{BENCH_FORWARD, BENCH_NSA}, {BENCH_BACKWARD, BENCH_NSA}};
     static const int32_t lengths[] = {8192, 16384, 32768, 65536};
-    for (int i = 0; i < ARGS_COUNT(lengths); i++) {
+    enum { MAX_BACKWARD = 32768 };
+    int exit_code = CLI_OK;
+    for (int i = 0; i < ARGS_COUNT(lengths) && exit_code == CLI_OK; i++) {
         const bench_shape shape = bench_shape_of(r, 16, 1, d_qk, d_v, NSA_BF16, lengths[i]);
-        bench_case *b = bench_case_create(r->ctx, r->device, &shape);
-        if (b == NULL)
-            return failed(&shape);
-        const bool measured = training_at(r, b, &shape, all || i == 0 || i == ARGS_COUNT(lengths) - 1, all);
-        bench_case_destroy(b);
-        if (!measured)
-            return failed(&shape);
+        const int backward = lengths[i] <= MAX_BACKWARD ? 0 : 1; /* the last item of each */
+        if (all)
+            exit_code = bench_items(r, &shape, every, ARGS_COUNT(every) - backward);
+        else if (i == 0 || i == ARGS_COUNT(lengths) - 1)
+            exit_code = bench_items(r, &shape, ends, ARGS_COUNT(ends) - backward);
+        else
+            exit_code = bench_items(r, &shape, nsa, ARGS_COUNT(nsa) - backward);
     }
-    return CLI_OK;
+    return exit_code;
 }
 
 static int decoding(bench_run *r, int32_t d_qk, int32_t d_v)
 {
     static const int32_t lengths[] = {8192, 16384, 32768, 65536};
-    for (int i = 0; i < ARGS_COUNT(lengths); i++) {
+    int exit_code = CLI_OK;
+    for (int i = 0; i < ARGS_COUNT(lengths) && exit_code == CLI_OK; i++) {
         const bench_shape shape = bench_shape_of(r, 64, 4, d_qk, d_v, NSA_BF16, lengths[i]);
-        if (!measure_decode(r, &shape))
-            return failed(&shape);
+        exit_code = measure_decodes(r, &shape);
     }
-    return CLI_OK;
+    return exit_code;
 }
 
 /* Runs `body` with a context of its own; restores r->ctx. */
@@ -227,11 +244,11 @@ static int with_ctx(bench_run *r, int32_t threads, int (*body)(bench_run *))
 
 static int forward_16k(bench_run *r)
 {
-    static const bench_op forward[] = {BENCH_FORWARD};
+    static const bench_item forward = {BENCH_FORWARD, BENCH_NSA};
     const bench_shape bf16 = bench_shape_of(r, 16, 1, 128, 128, NSA_BF16, 16384);
     const bench_shape f32 = bench_shape_of(r, 16, 1, 128, 128, NSA_F32, 16384);
-    const int exit_code = measure_ops(r, &bf16, 1, forward);
-    return exit_code == CLI_OK ? measure_ops(r, &f32, 1, forward) : exit_code;
+    const int exit_code = bench_items(r, &bf16, &forward, 1);
+    return exit_code == CLI_OK ? bench_items(r, &f32, &forward, 1) : exit_code;
 }
 
 /* From the best instruction set down, by NSA_DISABLE_CPU, which every new context reads. */
@@ -271,9 +288,9 @@ static int instruction_sets(bench_run *r)
 
 static int forward_backward_16k(bench_run *r)
 {
-    static const bench_op ops[] = {BENCH_FORWARD, BENCH_BACKWARD};
+    static const bench_item items[] = {{BENCH_FORWARD, BENCH_NSA}, {BENCH_BACKWARD, BENCH_NSA}};
     const bench_shape shape = bench_shape_of(r, 16, 1, 128, 128, NSA_BF16, 16384);
-    return measure_ops(r, &shape, 2, ops);
+    return bench_items(r, &shape, items, 2);
 }
 
 static int one_and_two_threads(bench_run *r)
@@ -285,12 +302,12 @@ static int one_and_two_threads(bench_run *r)
 static int groups(bench_run *r)
 {
     static const int32_t ds[] = {64, 128}, sizes[] = {16, 7, 4, 2, 1};
-    static const bench_op forward[] = {BENCH_FORWARD};
+    static const bench_item forward = {BENCH_FORWARD, BENCH_NSA};
     int exit_code = CLI_OK;
     for (int i = 0; i < ARGS_COUNT(ds); i++)
         for (int j = 0; j < ARGS_COUNT(sizes) && exit_code == CLI_OK; j++) {
             const bench_shape shape = bench_shape_of(r, 2 * sizes[j], 2, ds[i], ds[i], NSA_BF16, 16384);
-            exit_code = measure_ops(r, &shape, 1, forward);
+            exit_code = bench_items(r, &shape, &forward, 1);
         }
     return exit_code;
 }
@@ -348,7 +365,6 @@ int bench_suite(bench_run *r)
         {"A training step of the default model of nsa train, batch 1", train_steps, false},
     };
     const double start = seconds_now();
-    char end[32];
     int exit_code = CLI_OK;
     for (int i = 0; i < ARGS_COUNT(sections) && exit_code == CLI_OK; i++) {
         if (sections[i].two_threads && omp_get_num_procs() < 2)
@@ -356,7 +372,6 @@ int bench_suite(bench_run *r)
         bench_report_section(r->report, sections[i].title);
         exit_code = sections[i].run(r);
     }
-    snprintf(end, sizeof end, "In %.0f s", seconds_now() - start);
-    bench_report_section(r->report, end);
+    bench_report_end(r->report, seconds_now() - start);
     return exit_code;
 }

@@ -16,12 +16,17 @@ typedef struct bench_run {
     int64_t seed;
 } bench_run;
 
-/* One measurement, a line of the table. True also where it is not wanted, and where a GPU has no memory or no kernels
- * for it. */
-bool bench_line(bench_run *r, bench_case *b, const bench_shape *shape, bench_op op, bench_attention attention);
+/* A line of the table. */
+typedef struct bench_item {
+    bench_op op;
+    bench_attention attention;
+} bench_item;
 
-/* The same of a decoded token. */
-bool bench_decode_line(bench_run *r, const bench_shape *shape, bench_attention attention);
+/* Those of a shape that are wanted, in their order. What a GPU has no memory or no kernel for is left out and told. */
+int bench_items(bench_run *r, const bench_shape *shape, const bench_item *items, int n);
+
+/* The same for a decoded token. */
+int bench_decode_item(bench_run *r, const bench_shape *shape, bench_attention attention);
 
 /* Batch 1, mean phi, the paper's blocks. */
 bench_shape bench_shape_of(const bench_run *r, int32_t heads_q, int32_t heads_kv, int32_t d_qk, int32_t d_v,
