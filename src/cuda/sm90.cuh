@@ -287,9 +287,11 @@ __device__ inline void wgmma(float (&d)[N / 2], uint64_t a_operand, uint64_t b_o
 template <int N, int B_ALONG_N = 0>
 __device__ inline void wgmma(float (&d)[N / 2], const uint32_t *a, uint64_t b_operand, int accumulate)
 {
-    static_assert(N == 16 || N == 64 || N == 128 || N == 256, "widths of wgmma that are in use");
+    static_assert(N == 16 || N == 32 || N == 64 || N == 128 || N == 256, "widths of wgmma that are in use");
     if constexpr (N == 16)
         NSA_WGMMA_RS("16", 8, "%8", "%9", "%10", "%11", "%12", "%13", "%14");
+    if constexpr (N == 32)
+        NSA_WGMMA_RS("32", 16, "%16", "%17", "%18", "%19", "%20", "%21", "%22");
     if constexpr (N == 64)
         NSA_WGMMA_RS("64", 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38");
     if constexpr (N == 128)

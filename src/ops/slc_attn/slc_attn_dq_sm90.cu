@@ -18,7 +18,7 @@
  *     filled[stage]     K and V have come, and `wanted`
  *     emptied[stage]    a lane of each consumer warp: the stage's last use is over
  *     loaded            q, dO and values of all tokens have come
- *     DS_STORED         dS of a warpgroup is in shared memory. It has two of them, so that one barrier is enough
+ *     DS_FREE, DS_STORED    of a warpgroup: dS may be written, has been written
  *
  * Masks: a token sees the first n keys of a stage. dS is 0 beyond, and so is what is read of k for dq: a NaN there
  * stays there. Everything else has a row of its own. Sums are in the order of the keys, whatever the order of slc_idx
@@ -33,18 +33,23 @@
 #include "ops/slc_attn/slc_attn_bwd_sm90.cuh"
 
 enum { N_WARPGROUPS = 2, CONSUMERS = N_WARPGROUPS * WARPGROUP, THREADS = CONSUMERS + WARPGROUP };
-enum { DS_STORED = 1 /* and 2 */ };
+enum {
+    TOKENS = 4,                                 /* of a CTA */
+    COLUMNS = TOKENS / N_WARPGROUPS * DQ_HEADS, /* of a warpgroup's two tokens, one after the other */
+    LANES = WARP / TOKENS                       /* of the producer, for each token */
+};
+enum { DS_FREE = 1, DS_STORED = DS_FREE + N_WARPGROUPS };
 
-template <int D_QK, int D_V, int TOKENS, int STAGES> struct dq_shared {
+template <int D_QK, int D_V, int STAGES> struct dq_shared {
     bf16 k[STAGES][D_QK / 64][KEYS][64], v[STAGES][D_V / 64][KEYS][64];
-    bf16 q[TOKENS][D_QK / 64][DQ_HEADS][64], d_o[TOKENS][D_V / 64][DQ_HEADS][64];
-    bf16 ds[N_WARPGROUPS][2][DQ_HEADS][KEYS];
-    slc_values values[TOKENS][DQ_HEADS];
+    bf16 q[N_WARPGROUPS][D_QK / 64][COLUMNS][64], d_o[N_WARPGROUPS][D_V / 64][COLUMNS][64];
+    bf16 ds[N_WARPGROUPS][COLUMNS][KEYS];
+    slc_values values[TOKENS * DQ_HEADS];
     uint64_t filled[STAGES], emptied[STAGES], loaded;
     int32_t t[TOKENS];       /* their positions */
     int32_t key[STAGES];     /* the first; -1: there are no more */
     int32_t keys[STAGES];    /* of the block */
-    unsigned wanted[STAGES]; /* a bit for each lane of the producer: WARP/TOKENS for a token */
+    unsigned wanted[STAGES]; /* a bit for each lane of the producer */
 };
 
 /* The tokens of a CTA: items are (token, 16 heads of the group), those of a token one after the other. */
@@ -77,28 +82,29 @@ static __device__ int first_head(const attn_simt &p, const dq_tile &x, int token
 
 /* ---- Producer */
 
-template <int D_QK, int D_V, int TOKENS, int STAGES>
+template <int D_QK, int D_V, int STAGES>
 static __device__ void load_token(const slc_backward &p, const slc_maps &maps, const dq_tile &tile, int i,
-                                  dq_shared<D_QK, D_V, TOKENS, STAGES> *x)
+                                  dq_shared<D_QK, D_V, STAGES> *x)
 {
     const attn_simt &a = p.attn;
     const int64_t row = row_of(tile, i);
     const int head = first_head(a, tile, i), n_heads = min(DQ_HEADS, (tile.kv_head + 1) * a.cfg.group - head);
+    const int warpgroup = i * DQ_HEADS / COLUMNS, column = i * DQ_HEADS % COLUMNS;
     x->t[i] = (int32_t)(row + tile.k.n - tile.q.n);
-    mbar_arrive_expect(&x->loaded, sizeof x->q[0] + sizeof x->d_o[0] + n_heads * (uint32_t)sizeof(slc_values));
-    copy_tile<D_QK>(x->q[i], sizeof x->q[i][0], &maps.q, &x->loaded, head, map_row(a.q, tile.q, row),
+    mbar_arrive_expect(&x->loaded,
+                       DQ_HEADS * (D_QK + D_V) * (uint32_t)sizeof(bf16) + n_heads * (uint32_t)sizeof(slc_values));
+    copy_tile<D_QK>(x->q[warpgroup][0][column], sizeof x->q[0][0], &maps.q, &x->loaded, head, map_row(a.q, tile.q, row),
                     map_seq(a.q, tile.s));
-    copy_tile<D_V>(x->d_o[i], sizeof x->d_o[i][0], &maps.d_o, &x->loaded, head, map_row(a.d_o, tile.q, row),
-                   map_seq(a.d_o, tile.s));
-    copy_bytes(x->values[i], p.values + (tile.q.start + row) * a.cfg.c.n_heads_q + head,
+    copy_tile<D_V>(x->d_o[warpgroup][0][column], sizeof x->d_o[0][0], &maps.d_o, &x->loaded, head,
+                   map_row(a.d_o, tile.q, row), map_seq(a.d_o, tile.s));
+    copy_bytes(&x->values[i * DQ_HEADS], p.values + (tile.q.start + row) * a.cfg.c.n_heads_q + head,
                n_heads * (uint32_t)sizeof(slc_values), &x->loaded);
 }
 
-template <int D_QK, int D_V, int TOKENS, int STAGES>
+template <int D_QK, int D_V, int STAGES>
 static __device__ void produce(const slc_backward &p, const slc_maps &maps, const dq_tile &tile,
-                               dq_shared<D_QK, D_V, TOKENS, STAGES> *x)
+                               dq_shared<D_QK, D_V, STAGES> *x)
 {
-    constexpr int LANES = WARP / TOKENS; /* of a token */
     const attn_simt &a = p.attn;
     const int lane = lane_index(), slc_block = a.cfg.c.slc_block, topk = a.cfg.c.slc_topk;
     if (lane < TOKENS) {
@@ -177,38 +183,43 @@ static __device__ void load_k_transposed(uint32_t (&kt)[D_QK / 64][KEYS / 16][4]
         }
 }
 
-/* What keys of which the token sees n add to its dq. Then, if so, the stage is no longer needed. */
-template <int D_QK, int D_V>
-static __device__ void attend(float (&dq)[D_QK / 64][DQ_HEADS / 2], const bf16 (*q)[DQ_HEADS][64],
-                              const bf16 (*d_o)[DQ_HEADS][64], const bf16 (*k)[KEYS][64], const bf16 (*v)[KEYS][64],
+/* What keys of which the token sees n add to dq: of N columns from FIRST on, one token's or two tokens' that both see
+ * all of the keys. Then, if so, the stage is no longer needed. */
+template <int D_QK, int D_V, int FIRST, int N>
+static __device__ void attend(float (&dq)[2][D_QK / 64][DQ_HEADS / 2], const bf16 (*q)[COLUMNS][64],
+                              const bf16 (*d_o)[COLUMNS][64], const bf16 (*k)[KEYS][64], const bf16 (*v)[KEYS][64],
                               bf16 (*shared_ds)[KEYS], const slc_values *values, float scale, int n, uint64_t *emptied)
 {
     const int lane = lane_index(), warp = (int)threadIdx.x / WARP % 4, warpgroup = (int)threadIdx.x / WARPGROUP;
-    float s[DQ_HEADS / 2], dp[DQ_HEADS / 2];
+    float s[N / 2], dp[N / 2];
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < D_QK; c += 16)
-        wgmma<DQ_HEADS>(s, further(along_k(k[c / 64]), c % 64 * 2), further(along_k(q[c / 64]), c % 64 * 2), c > 0);
+        wgmma<N>(s, further(along_k(k[c / 64]), c % 64 * 2), further(along_k(q[c / 64][FIRST]), c % 64 * 2), c > 0);
 #pragma unroll
     for (int c = 0; c < D_V; c += 16)
-        wgmma<DQ_HEADS>(dp, further(along_k(v[c / 64]), c % 64 * 2), further(along_k(d_o[c / 64]), c % 64 * 2), c > 0);
+        wgmma<N>(dp, further(along_k(v[c / 64]), c % 64 * 2), further(along_k(d_o[c / 64][FIRST]), c % 64 * 2), c > 0);
     wgmma_commit();
     wgmma_wait<0>();
     pin(s), pin(dp);
-
-    uint32_t ds[4]; /* heads 0-7 of keys 0-7 and 8-15 of the warp's, then heads 8-15 */
+    bar_sync(DS_FREE + warpgroup, WARPGROUP);
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float x[2];
+    for (int h = 0; h < N; h += DQ_HEADS) {
+        uint32_t ds[4]; /* heads 0-7 of keys 0-7 and 8-15 of the warp's, then heads 8-15 */
 #pragma unroll
-        for (int c = 0; c < 2; c++) {
-            const slc_values y = values[column(i / 2 * 2 + c)];
-            x[c] = exp2_fast(fmaf(s[2 * i + c], scale, -y.lse)) * fmaf(y.gate, dp[2 * i + c], -y.delta);
+        for (int i = 0; i < 4; i++) {
+            float x[2];
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                const slc_values y = values[h + column(i / 2 * 2 + c)];
+                const int at = h / 2 + 2 * i + c;
+                x[c] = exp2_fast(fmaf(s[at], scale, -y.lse)) * fmaf(y.gate, dp[at], -y.delta);
+            }
+            ds[i] = 16 * warp + lane / 4 + i % 2 * 8 < n ? pack2(x[0], x[1]) : 0;
         }
-        ds[i] = 16 * warp + lane / 4 + i % 2 * 8 < n ? pack2(x[0], x[1]) : 0;
+        store_matrices_transposed(
+            shared_address(shared_ds[h]) + in_box(lane / 16 * 8 + lane % 8, 16 * warp + lane / 8 % 2 * 8), ds);
     }
-    store_matrices_transposed(
-        shared_address(shared_ds) + in_box(lane / 16 * 8 + lane % 8, 16 * warp + lane / 8 % 2 * 8), ds);
     fence_async();
     uint32_t kt[D_QK / 64][KEYS / 16][4];
     load_k_transposed<D_QK>(kt, k, n);
@@ -218,14 +229,16 @@ static __device__ void attend(float (&dq)[D_QK / 64][DQ_HEADS / 2], const bf16 (
     for (int j = 0; j < KEYS / 16; j++)
 #pragma unroll
         for (int b = 0; b < D_QK / 64; b++)
-            wgmma<DQ_HEADS>(dq[b], kt[b][j], further(along_k(shared_ds), j * 32), 1);
+#pragma unroll
+            for (int h = 0; h < N; h += DQ_HEADS)
+                wgmma<DQ_HEADS>(dq[(FIRST + h) / DQ_HEADS][b], kt[b][j], further(along_k(shared_ds[h]), j * 32), 1);
     wgmma_commit();
     if (emptied != NULL && lane == 0)
         mbar_arrive(emptied); /* k has come to registers, or wgmma could not have begun */
     wgmma_wait<0>();
 #pragma unroll
     for (int b = 0; b < D_QK / 64; b++)
-        pin(dq[b]);
+        pin(dq[0][b]), pin(dq[1][b]);
 }
 
 template <int D_QK>
@@ -233,6 +246,7 @@ static __device__ void store_dq(const attn_simt &p, const dq_tile &tile, int tok
                                 const float (&dq)[D_QK / 64][DQ_HEADS / 2])
 {
     const int warp = (int)threadIdx.x / WARP % 4, channel = 16 * warp + lane_index() / 4;
+#pragma unroll
     for (int i = 0; i < 4; i++) {
         const int head = first_head(p, tile, token) + column(i);
         if (head >= (tile.kv_head + 1) * p.cfg.group)
@@ -246,53 +260,52 @@ static __device__ void store_dq(const attn_simt &p, const dq_tile &tile, int tok
     }
 }
 
-template <int D_QK, int D_V, int TOKENS, int STAGES>
-static __device__ void consume(const attn_simt &p, const dq_tile &tile, dq_shared<D_QK, D_V, TOKENS, STAGES> *x)
+template <int D_QK, int D_V, int STAGES>
+static __device__ void consume(const attn_simt &p, const dq_tile &tile, dq_shared<D_QK, D_V, STAGES> *x)
 {
-    constexpr int MINE = TOKENS / N_WARPGROUPS;
-    const int warpgroup = (int)threadIdx.x / WARPGROUP;
+    const int warpgroup = (int)threadIdx.x / WARPGROUP, token = 2 * warpgroup;
     const float scale = p.cfg.scale * LOG2_E;
-    float dq[MINE][D_QK / 64][DQ_HEADS / 2] = {};
-    unsigned mine = 0;
-    for (int i = warpgroup; i < TOKENS; i += N_WARPGROUPS)
-        mine |= 1U << i * (WARP / TOKENS);
+    float dq[2][D_QK / 64][DQ_HEADS / 2] = {};
+    const bf16(*q)[COLUMNS][64] = x->q[warpgroup], (*d_o)[COLUMNS][64] = x->d_o[warpgroup];
+    const slc_values *values = &x->values[token * DQ_HEADS];
+    bf16(*ds)[KEYS] = x->ds[warpgroup];
     mbar_wait(&x->loaded, 0);
-    for (int n = 0, turn = 0;; n++) {
+    for (int n = 0;; n++) {
         const int stage = n % STAGES;
+        uint64_t *emptied = &x->emptied[stage];
         mbar_wait(&x->filled[stage], n / STAGES % 2);
         const int key = x->key[stage];
         if (key < 0)
             break;
-        unsigned wanted = x->wanted[stage] & mine;
-        if (wanted == 0 && lane_index() == 0)
-            mbar_arrive(&x->emptied[stage]);
-#pragma unroll
-        for (int i = 0; i < MINE; i++) {
-            const int token = i * N_WARPGROUPS + warpgroup;
-            const unsigned bit = 1U << token * (WARP / TOKENS);
-            if ((wanted & bit) == 0)
-                continue;
-            wanted ^= bit;
-            attend<D_QK, D_V>(dq[i], x->q[token], x->d_o[token], x->k[stage], x->v[stage], x->ds[warpgroup][turn],
-                              x->values[token], scale, min(x->t[token] - key + 1, x->keys[stage]),
-                              wanted == 0 ? &x->emptied[stage] : NULL);
-            turn ^= 1;
+        const bf16(*k)[KEYS][64] = x->k[stage], (*v)[KEYS][64] = x->v[stage];
+        const bool first = x->wanted[stage] >> token * LANES & 1, second = x->wanted[stage] >> (token + 1) * LANES & 1;
+        const int sees_first = min(x->t[token] - key + 1, x->keys[stage]);
+        const int sees_second = min(x->t[token + 1] - key + 1, x->keys[stage]);
+        if (first && second && sees_first >= KEYS && sees_second >= KEYS) {
+            attend<D_QK, D_V, 0, COLUMNS>(dq, q, d_o, k, v, ds, values, scale, KEYS, emptied);
+            continue;
         }
+        if (first)
+            attend<D_QK, D_V, 0, DQ_HEADS>(dq, q, d_o, k, v, ds, values, scale, sees_first, second ? NULL : emptied);
+        if (second)
+            attend<D_QK, D_V, DQ_HEADS, DQ_HEADS>(dq, q, d_o, k, v, ds, values + DQ_HEADS, scale, sees_second, emptied);
+        if (!first && !second && lane_index() == 0)
+            mbar_arrive(emptied);
     }
 #pragma unroll
-    for (int i = 0; i < MINE; i++)
-        if (tile.first + i * N_WARPGROUPS + warpgroup < tile.n)
-            store_dq<D_QK>(p, tile, i * N_WARPGROUPS + warpgroup, dq[i]);
+    for (int i = 0; i < 2; i++)
+        if (tile.first + token + i < tile.n)
+            store_dq<D_QK>(p, tile, token + i, dq[i]);
 }
 
 /* CTAS: on an SM. */
-template <int D_QK, int D_V, int TOKENS, int STAGES, int CTAS>
+template <int D_QK, int D_V, int STAGES, int CTAS>
 static __global__ __launch_bounds__(THREADS, CTAS) void dq_kernel(const __grid_constant__ slc_backward p,
                                                                   const __grid_constant__ slc_maps maps,
                                                                   int64_t n_tiles)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
-    dq_shared<D_QK, D_V, TOKENS, STAGES> *x = (dq_shared<D_QK, D_V, TOKENS, STAGES> *)shared;
+    dq_shared<D_QK, D_V, STAGES> *x = (dq_shared<D_QK, D_V, STAGES> *)shared;
     dq_tile tile;
     if (!find_dq_tile(p.attn, TOKENS, n_tiles, &tile))
         return;
@@ -332,21 +345,21 @@ static __device__ float dot_of_16_bytes(uint4 x, uint4 y)
 
 static __global__ __launch_bounds__(WARP *WARPS) void values_kernel(const __grid_constant__ slc_backward p, int64_t n)
 {
-    enum { LANES = 8, AT_ONCE = WARP / LANES };
+    enum { ROW_LANES = 8, AT_ONCE = WARP / ROW_LANES };
     const attn_simt &a = p.attn;
-    const int lane = lane_index() % LANES;
+    const int lane = lane_index() % ROW_LANES;
     for (int64_t first = first_item() * AT_ONCE; first < n; first += item_stride() * AT_ONCE) {
-        const int64_t item = first + lane_index() / LANES;
+        const int64_t item = first + lane_index() / ROW_LANES;
         query x;
         const bool found = item < n && find_query(a.seqs, a.cfg.c.n_heads_q, item, &x);
         float delta = 0.0F;
         if (found) {
             const uint4 *o = (const uint4 *)((const bf16 *)a.o.data + offset_at(a.o, x.at, x.at.head)),
                         *d_o = (const uint4 *)((const bf16 *)a.d_o.data + offset_at(a.d_o, x.at, x.at.head));
-            for (int i = lane; i < a.cfg.c.d_v / 8; i += LANES)
+            for (int i = lane; i < a.cfg.c.d_v / 8; i += ROW_LANES)
                 delta += dot_of_16_bytes(o[i], d_o[i]);
         }
-        for (int i = 1; i < LANES; i *= 2)
+        for (int i = 1; i < ROW_LANES; i *= 2)
             delta += __shfl_xor_sync(~0U, delta, i);
         if (!found || lane != 0)
             continue;
@@ -365,11 +378,11 @@ int launch_slc_values(const slc_backward *p, nsa_stream stream)
     return cudaGetLastError();
 }
 
-template <int D_QK, int D_V, int TOKENS, int STAGES, int CTAS>
+template <int D_QK, int D_V, int STAGES, int CTAS>
 static cudaError_t launch(const slc_backward *p, const slc_maps *maps, nsa_stream stream)
 {
-    const int bytes = sizeof(dq_shared<D_QK, D_V, TOKENS, STAGES>);
-    const auto kernel = dq_kernel<D_QK, D_V, TOKENS, STAGES, CTAS>;
+    const int bytes = sizeof(dq_shared<D_QK, D_V, STAGES>);
+    const auto kernel = dq_kernel<D_QK, D_V, STAGES, CTAS>;
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess)
         return error;
@@ -382,8 +395,8 @@ static cudaError_t launch(const slc_backward *p, const slc_maps *maps, nsa_strea
 int launch_slc_dq(const slc_backward *p, const slc_maps *maps, nsa_stream stream)
 {
     switch (p->attn.cfg.c.d_qk) {
-    case 64: return launch<64, 64, 4, 4, 2>(p, maps, stream);
-    case 128: return launch<128, 128, 4, 2, 2>(p, maps, stream);
-    default: return launch<192, 128, 4, 4, 1>(p, maps, stream);
+    case 64: return launch<64, 64, 4, 2>(p, maps, stream);
+    case 128: return launch<128, 128, 2, 2>(p, maps, stream);
+    default: return launch<192, 128, 4, 1>(p, maps, stream);
     }
 }
