@@ -4,8 +4,8 @@
  *     S^T = k q^T    dP^T = v dO^T    P' = gate exp2(scale log2e S - log2e lse)    dS = P (gate dP - delta)
  *     dv += P'^T dO    dk += dS^T q
  *
- * A CTA takes an item: KEYS keys of a block and a piece of the list of tokens that have selected it. A producer warp
- * gathers q and dO of the tokens into a ring of stages, N (token, head) columns each; two warpgroups take every other
+ * A CTA takes an item: KEYS keys of a block and a piece of the list of tokens that have selected it. Producer warps
+ * gather q and dO of the tokens into a ring of stages, N (token, head) columns each; two warpgroups take every other
  * stage, each with sums of its own over all KEYS keys. At the end these are added, and go to dk and dv, or where the
  * list has several items to `parts`, which sum_parts_kernel adds in their order. Lists are in rising order of tokens,
  * and so is every sum.
@@ -13,7 +13,7 @@
  *     gK, gV -> sK, sV (once)    gQ, gdO -> sQ, sdO (ring)
  *     sK sQ -> rS    sV sdO -> rdP    rS rdP -> rP, rdS    rP sdO -> rdV    rdS sQ -> rdK -> (sum over sQ, sdO) -> gdK
  *
- *     filled[stage]      q, dO and the columns' lse, delta, gate have come
+ *     filled[stage]      q, dO and the columns' values have come; each producer warp arrives
  *     emptied[stage]     a lane of each warp of the warpgroup: it has done with the stage
  *     loaded             K and V have come
  *     WARPGROUP_BAR + i  of warpgroup i, while it cleans a stage
@@ -23,19 +23,28 @@
  * of keys that they do not see, so a NaN in them must go: where S or dP is not finite at the tile's first key, which
  * every row of the product has met, the column's q and dO are zeroed, and P and dS are NaN at the keys that the token
  * sees. Columns past the end of a list are boxes from outside of the tensor, zeros.
+ *
+ * Cost at 64k tokens, 64/4 heads, d 128: 4.4 TFLOP; 34 GB of q and dO, which do not stay in the L2 cache from block to
+ * block. One H100, 2026-11-24: with one producer warp 12.5 ms there, with random blocks as where neighbours select much
+ * the same, and 1.65 ms at 8k tokens; with four 1.14 ms at 8k (64k not measured).
+ *
+ * Small boxes want hands: q and dO of a stage are 16 of them. What the producers load must not be looked at in the step
+ * that issues it: when they took lse, delta and gate from their tensors by themselves, all waited for them (23 ms).
  */
 #include "ops/slc_attn/slc_attn_bwd_sm90.cuh"
 
+enum { PRODUCERS = 4 /* warps */ };
 enum { CONSUMERS = 2 * WARPGROUP, THREADS = CONSUMERS + WARPGROUP, ALL_CONSUMERS = 1, WARPGROUP_BAR = 2 };
 
 template <int N> struct __align__(16) stage_columns
 {
     slc_values values[N];
-    int32_t sees[N]; /* rows 0 .. sees of the tile */
-    int32_t masked;  /* some column does not see all rows */
+    int32_t sees[N];           /* rows 0 .. sees of the tile */
+    int32_t masked[PRODUCERS]; /* some column of the warp's does not see all rows */
 };
 
 template <int D_QK, int D_V, int N, int STAGES> struct dkdv_shared {
+    static_assert(STAGES % 2 == 0, "a stage is always the same warpgroup's, or that could miss a phase of `filled`");
     bf16 k[D_QK / 64][KEYS][64], v[D_V / 64][KEYS][64];
     union {
         struct {
@@ -74,17 +83,19 @@ static __device__ bool find_keys(const slc_backward &p, int64_t list, int tile, 
 
 /* ---- Producer */
 
-/* A lane's columns of each stage: lane, lane + 32. A stage is boxes one after the other, each of box_heads columns: the
- * heads of one token, or some of them. */
+/* A stage is boxes one after the other, each of box_heads columns: the heads of one token, or some of them. A producer
+ * warp looks after N/PRODUCERS columns, a lane after one, and brings the boxes that begin there. */
 typedef struct stage_column {
-    int32_t column, box; /* box: -1 past the last that fits */
-    bool first;          /* of its box: this lane brings it */
+    int32_t column, box; /* box: -1 past the last that fits, and of lanes without a column */
+    bool first;          /* of its box */
 } stage_column;
 
-template <int N> static __device__ stage_column find_column(const slc_backward &p, int column)
+template <int N> static __device__ stage_column find_column(const slc_backward &p)
 {
+    const int lane = lane_index(), column = (int)threadIdx.x / WARP % PRODUCERS * (N / PRODUCERS) + lane;
     const int box = column / p.box_heads;
-    const stage_column x = {column, box < N / p.box_heads ? box : -1, column % p.box_heads == 0};
+    const bool exists = lane < N / PRODUCERS && box < N / p.box_heads;
+    const stage_column x = {column, exists ? box : -1, exists && column % p.box_heads == 0};
     return x;
 }
 
@@ -118,43 +129,27 @@ template <int D_QK, int D_V, int N, int STAGES>
 static __device__ void produce(const slc_backward &p, const slc_maps &maps, const dkdv_tile &tile,
                                const int32_t *tokens, int n_stages, dkdv_shared<D_QK, D_V, N, STAGES> *x)
 {
-    constexpr int MINE = N / WARP;
-    const int lane = lane_index();
+    const int lane = lane_index(), warp = (int)threadIdx.x / WARP % PRODUCERS;
     const int64_t t_of_row_0 = tile.k.n - tile.q.n;
-    const uint32_t bytes =
-        N / p.box_heads * p.box_heads * ((D_QK + D_V) * (uint32_t)sizeof(bf16) + (uint32_t)sizeof(slc_values));
-    stage_column mine[MINE];
-    int32_t next[MINE]; /* tokens */
-    for (int i = 0; i < MINE; i++) {
-        mine[i] = find_column<N>(p, lane + i * WARP);
-        next[i] = token_at<N>(p, tile, tokens, 0, mine[i]);
-    }
+    const stage_column mine = find_column<N>(p);
+    const uint32_t bytes = (uint32_t)(__popc(__ballot_sync(~0U, mine.first)) * p.box_heads) *
+                           ((D_QK + D_V) * (uint32_t)sizeof(bf16) + (uint32_t)sizeof(slc_values));
+    int32_t next = token_at<N>(p, tile, tokens, 0, mine);
     for (int n = 0; n < n_stages; n++) {
         const int stage = n % STAGES;
-        int32_t token[MINE];
-#pragma unroll
-        for (int i = 0; i < MINE; i++) {
-            token[i] = next[i] < tile.q.n ? next[i] : -1;
-            next[i] = token_at<N>(p, tile, tokens, n + 1, mine[i]);
-        }
+        const int32_t token = next < tile.q.n ? next : -1;
+        next = token_at<N>(p, tile, tokens, n + 1, mine);
         if (n >= STAGES)
             mbar_wait(&x->emptied[stage], (n / STAGES - 1) % 2);
-        bool masked = false;
-#pragma unroll
-        for (int i = 0; i < MINE; i++) {
-            const int64_t sees = token[i] < 0 ? -1 : token[i] + t_of_row_0 - tile.key;
-            x->columns[stage].sees[mine[i].column] = (int32_t)min64(sees, KEYS);
-            masked |= sees < tile.n_keys - 1;
-        }
-        x->columns[stage].masked = __any_sync(~0U, masked);
+        const int64_t sees = token < 0 ? -1 : token + t_of_row_0 - tile.key;
+        if (lane < N / PRODUCERS)
+            x->columns[stage].sees[mine.column] = (int32_t)min64(sees, KEYS);
+        x->columns[stage].masked[warp] = __any_sync(~0U, lane < N / PRODUCERS && sees < tile.n_keys - 1);
+        __syncwarp();
         if (lane == 0)
             mbar_arrive_expect(&x->filled[stage], bytes);
-        else
-            mbar_arrive(&x->filled[stage]);
-#pragma unroll
-        for (int i = 0; i < MINE; i++)
-            if (mine[i].box >= 0 && mine[i].first)
-                load_box(p, maps, tile, token[i], n * (N / p.box_heads) + mine[i].box, mine[i].column, stage, x);
+        if (mine.first)
+            load_box(p, maps, tile, token, n * (N / p.box_heads) + mine.box, mine.column, stage, x);
     }
 }
 
@@ -253,11 +248,12 @@ static __device__ void consume(const slc_backward &p, int n_stages, dkdv_shared<
         pin(s), pin(dp);
         uint32_t prob[N / 4], ds[N / 4];
         const stage_columns<N> &columns = x->columns[stage];
+        const bool masked = columns.masked[0] | columns.masked[1] | columns.masked[2] | columns.masked[3];
         unsigned unfit = 0;
-        if (columns.masked)
+        if (masked)
             unfit = clean<D_QK, D_V, N>(s, dp, q, d_o, x->unfit[warpgroup]);
         gradients<N>(s, dp, columns.values, scale, prob, ds);
-        if (columns.masked)
+        if (masked)
             mask<N>(prob, ds, columns.sees, unfit);
         pin(prob), pin(ds);
         wgmma_fence();
@@ -361,7 +357,7 @@ static __global__ __launch_bounds__(THREADS, 1) void dkdv_kernel(const __grid_co
     const int boxes = N / p.box_heads, n_stages = (tile.n_pairs + boxes - 1) / boxes;
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            mbar_init(&x->filled[i], WARP);
+            mbar_init(&x->filled[i], PRODUCERS);
             mbar_init(&x->emptied[i], WARPGROUP / WARP);
         }
         mbar_init(&x->loaded, 1);
@@ -377,8 +373,7 @@ static __global__ __launch_bounds__(THREADS, 1) void dkdv_kernel(const __grid_co
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {
         registers_down<24>();
-        if (threadIdx.x < CONSUMERS + WARP)
-            produce(p, maps, tile, p.lists.tokens + p.lists.begin[item.list] + item.first, n_stages, x);
+        produce(p, maps, tile, p.lists.tokens + p.lists.begin[item.list] + item.first, n_stages, x);
         return;
     }
     registers_up<240>();
@@ -445,7 +440,7 @@ int launch_slc_dkdv(const slc_backward *p, const slc_maps *maps, nsa_stream stre
 {
     switch (p->attn.cfg.c.d_qk) {
     case 64: return launch<64, 64, 64, 8>(p, maps, stream);
-    case 128: return launch<128, 128, 64, 5>(p, maps, stream);
+    case 128: return launch<128, 128, 64, 4>(p, maps, stream);
     default: return launch<192, 128, 32, 6>(p, maps, stream);
     }
 }

@@ -25,7 +25,7 @@
  * and whatever the other tokens of the CTA want.
  *
  * Cost at 64k tokens, 64/4 heads, d 128: 3.3 TFLOP; 137 GB of K and V through the L2 cache where tokens of a CTA share
- * no blocks. One H100, 2026-11-24: 16.2 ms with random blocks, 13.0 ms where neighbours select much the same.
+ * no blocks. One H100, 2026-11-24: 16.0 ms with random blocks, 9.5 ms where neighbours select much the same.
  *
  * A stage is given back only when its k has come to registers. Right after ldmatrix was issued is too early: the copy
  * engine then overtakes it now and then.
