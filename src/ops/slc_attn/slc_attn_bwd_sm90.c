@@ -97,10 +97,6 @@ static int make_maps(const attn_problem *p, int32_t box_heads, slc_maps *maps)
 void slc_attn_bwd_sm90(const void *problem, arena *ws)
 {
     const attn_problem *p = problem;
-    if (!slc_attn_bwd_sm90_supports(p)) { /* less than the forward pass does */
-        attn_simt_backward(problem, ws);
-        return;
-    }
     const slc_backward x = take_workspace(p, ws);
     slc_maps for_dq, for_dkdv;
     if (arena_launches(ws))
