@@ -12,7 +12,7 @@ static const nsa_shape shapes[] = {
     {4, 2, 16, 16, NSA_F32, LAYOUT_THD, true, false, NSA_PHI_MLP, false},
     {3, 2, 24, 8, NSA_BF16, LAYOUT_THD, false, true, NSA_PHI_GATED_CHANNEL, true},
     {1, 3, 5, 7, NSA_F32, LAYOUT_THD, false, false, NSA_PHI_LINEAR, true},
-    {16, 1, 32, 32, NSA_F16, LAYOUT_THD, true, true, NSA_PHI_MEAN, false},
+    {16, 1, 32, 72, NSA_F16, LAYOUT_THD, true, true, NSA_PHI_MEAN, false},
     {2, 1, 8, 8, NSA_F64, LAYOUT_THD, false, false, NSA_PHI_MLP, true},
     {2, 2, 16, 8, NSA_F32, LAYOUT_ONE_HEAD, false, false, NSA_PHI_GATED_TOKEN, false},
     {2, 2, 16, 8, NSA_F32, LAYOUT_ONE_TOKEN, true, false, NSA_PHI_MEAN, false},
@@ -66,7 +66,7 @@ static void generate(const nsa_ctx *ctx, const nsa_shape *shape, int32_t max_chu
 static void each_shape(int32_t max_chunk, bool drops)
 {
     nsa_ctx contexts[MAX_CONTEXTS];
-    const int n_contexts = nsa_contexts(contexts, 2);
+    const int n_contexts = nsa_contexts(contexts, 2 * MAX_SEQS); /* two to a tile where there is one kv head */
     for (int x = 0; x < n_contexts; x++)
         for (int i = 0; i < N_SHAPES; i++) {
             if (contexts[x].cuda && shapes[i].dtype == NSA_F64)

@@ -112,9 +112,16 @@ static void compare(const cache *x, const nsa_ctx *ctx, const attn_impl *impl)
         .o = got.o.t,
         .lse = got.lse.t,
     };
-    run_op(ctx, impl->forward, &p, sizeof p);
-    assert_same_bits("o", &got.o, &want.o);
-    assert_same_bits("lse", &got.lse, &want.lse);
+    static const int32_t n_threads[] = {2, 20, 40}; /* of 20 two share a tile, of 40 four */
+    for (int i = 0; i < 3; i++) {
+        nsa_ctx other = *ctx;
+        attn_problem with = p;
+        other.n_threads = n_threads[i];
+        with.ctx = &other;
+        run_op(&other, impl->forward, &with, sizeof with);
+        assert_same_bits("o", &got.o, &want.o);
+        assert_same_bits("lse", &got.lse, &want.lse);
+    }
 }
 
 static void test_keys_in_a_cache(void **state)
@@ -124,12 +131,14 @@ static void test_keys_in_a_cache(void **state)
         {2, 2, 16, 8, NSA_F32, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0},
         {3, 1, 5, 7, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0},
         {1, 2, 64, 64, NSA_F16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0},
+        {3, 1, 24, 100, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0},
+        {4, 1, 32, 130, NSA_F32, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0},
     };
-    static const int32_t windows[] = {13, 1, 70};
+    static const int32_t windows[] = {13, 1, 70, 70, 13};
     rng r = rng_new();
     nsa_ctx contexts[MAX_CONTEXTS];
     const int n_contexts = test_contexts(contexts, 2);
-    for (int i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         testlib_reset();
         nsa_config cfg = blocks;
         cfg.win_size = windows[i];
@@ -142,7 +151,7 @@ static void test_keys_in_a_cache(void **state)
             for (const attn_impl *impl = op->impls; impl->name != NULL; impl++) {
                 if (!attn_takes(x.c, &contexts[k], impl))
                     continue;
-                test_note("%s %s, %s, shape %d", op->name, impl->name, nsa_ctx_isa(&contexts[k]), i);
+                test_note("%s %s, %s, shape %zu", op->name, impl->name, nsa_ctx_isa(&contexts[k]), i);
                 compare(&x, &contexts[k], impl);
             }
     }

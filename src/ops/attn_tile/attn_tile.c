@@ -31,7 +31,7 @@ static int64_t most_blocks(const key_blocks *keys)
     return most;
 }
 
-static attn_tile carve(const tile_run *run, const key_blocks *keys, arena *a)
+static attn_tile carve(const tile_run *run, const key_blocks *keys, bool shared, arena *a)
 {
     const attn_problem *p = run->p;
     const int64_t group = config_group(p->cfg), tile_rows = run->tokens * group;
@@ -43,7 +43,9 @@ static attn_tile carve(const tile_run *run, const key_blocks *keys, arena *a)
                    .scale = (float)config_scale(p->cfg),
                    .group = group,
                    .ld_q = simd_pad(keys->units_qk),
-                   .ld_do = simd_pad(keys->units_v)};
+                   .ld_do = simd_pad(keys->units_v),
+                   .members = 1,
+                   .v_columns = p->cfg->d_v};
     t.sees = arena_take(a, run->tokens, sizeof *t.sees);
     t.picked = arena_take(a, tokens, sizeof *t.picked);
     t.picked_rows = arena_take(a, at_work, sizeof *t.picked_rows);
@@ -52,7 +54,7 @@ static attn_tile carve(const tile_run *run, const key_blocks *keys, arena *a)
     t.own_block = arena_take(a, 1, keys->bytes);
     t.scratch =
         floats(a, max_i64(keys->lanes, max_i64(at_work + 1, INT64_C(3) * SIMD_PAD)), max_i64(keys->ld_k, keys->ld_v));
-    if (run->finish != NULL)
+    if (run->finish != NULL && !shared)
         t.kept = floats(a, most_blocks(keys), tile_rows * KEY_BLOCK);
     t.q = floats(a, tile_rows, t.ld_q);
     if (!keys->ahead || run->pass == TILE_BACKWARD)
@@ -98,6 +100,10 @@ static void enter(attn_tile *t, int32_t s, int32_t head)
     t->seq = seq_at(&t->p->seqs, s);
     t->k = rows_of(&t->p->k, s, head);
     t->v = rows_of(&t->p->v, s, head);
+    const int64_t skipped = t->v_from * (int64_t)dtype_size(t->v.dtype);
+    t->v.plain += t->v.plain == NULL ? 0 : skipped;
+    t->v.ring += t->v.ring == NULL ? 0 : skipped;
+    t->v.offset += skipped;
 }
 
 /* All rows of x, a query tensor. */
@@ -417,7 +423,7 @@ static void forward(attn_tile *t, const view *v, const float *s)
                                .a_col = 1,
                                .b = v->block.v_rows,
                                .ldb = v->block.ld_v,
-                               .n = t->p->cfg->d_v,
+                               .n = t->v_columns,
                                .ahead = &t->ahead[1]},
                 v);
 }
@@ -474,14 +480,23 @@ static void backward(attn_tile *t, const view *v, int64_t number)
 
 void tile_attend(attn_tile *t, int64_t b, int64_t next)
 {
+    enum { IN_A_ROW = 4 }; /* blocks of a member, so that it can fetch the next one of its own */
+    const int64_t number = t->attended++;
+    if (t->step == STEP_SCORES && number / IN_A_ROW % t->members != t->member)
+        return;
     key_block_ahead(t->keys, t->s, t->head, &t->k, &t->v, next, t->ahead);
-    const view v = look_at(t, key_block_get(t->keys, t->s, t->head, &t->k, &t->v, b, t->own_block, t->scratch));
+    const key_parts wanted = {t->step != STEP_VALUES, t->step != STEP_SCORES ? t->v_columns : 0};
+    const view v = look_at(t, key_block_get(t->keys, t->s, t->head, &t->k, &t->v, b, wanted, t->own_block, t->scratch));
     if (v.end == 0)
         return;
     float *s = t->scores;
-    if (t->run->finish != NULL)
-        s = t->kept + (b - t->kept_from) * t->n_tokens * t->group * KEY_BLOCK + v.skipped;
-    score(t, &v, s);
+    if (t->kept != NULL)
+        s = t->kept + (t->run->finish != NULL ? b - t->kept_from : number) * t->n_tokens * t->group * KEY_BLOCK +
+            v.skipped;
+    if (t->step != STEP_VALUES)
+        score(t, &v, s);
+    if (t->step == STEP_SCORES)
+        return;
     if (t->run->pass == TILE_FORWARD)
         forward(t, &v, s);
     else if (t->run->pass == TILE_BACKWARD)
@@ -509,9 +524,12 @@ static void store_o(attn_tile *t)
         const bool empty = t->sum[r] == 0.0F;
         const float by = empty ? 0.0F : 1.0F / t->sum[r];
         float *o = t->acc + r * t->keys->ld_v;
-        for (int64_t c = 0; c < p->cfg->d_v; c++)
+        for (int64_t c = 0; c < t->v_columns; c++)
             o[c] *= by;
-        p->ctx->simd->store_row(tile_query_at(t, &p->o, token, h), p->o.dtype, o, p->cfg->d_v);
+        p->ctx->simd->store_row(dtype_at_mut(tile_query_at(t, &p->o, token, h), p->o.dtype, t->v_from), p->o.dtype, o,
+                                t->v_columns);
+        if (t->member > 0)
+            continue;
         /* The shift as the kernel rounded it, so that exp(scale*s - lse) gives the same p. */
         const float lse = empty ? -INFINITY : (float)((double)(t->max[r] * t->scale) + log((double)t->sum[r]));
         memcpy(tile_query_at(t, &p->lse, token, h), &lse, sizeof lse);
@@ -580,6 +598,9 @@ typedef struct work {
     const tile_run *run;
     key_blocks keys;
     int64_t tiles, units; /* tiles of all sequences, times kv heads */
+    int64_t members;      /* threads that share a tile */
+    float *kept;          /* [sequences times kv heads][kept_floats] scores of shared tiles */
+    int64_t kept_floats;
     float *dk, *dv;
     _Atomic int64_t *turns; /* [units] */
     _Atomic int64_t next;
@@ -624,18 +645,95 @@ static void do_unit(attn_tile *t, work *w, int64_t unit, void *extra)
     }
 }
 
+/* Columns of values are dealt out by PIECE; a member that takes less than WORTH rows times blocks is not worth waiting
+ * for. */
+enum { PIECE = 2 * SIMD_PAD, WORTH = 32 };
+
+/* Where threads outnumber tiles, and all tokens of a sequence are at work together: how many share a tile, and its
+ * scores. */
+static void share(work *w, int64_t longest, arena *ws)
+{
+    const tile_run *run = w->run;
+    const attn_problem *p = run->p;
+    const int64_t tiles = p->seqs.n * (int64_t)p->cfg->n_heads_kv, n_rows = run->tokens * config_group(p->cfg);
+    int64_t blocks = most_blocks(&w->keys);
+    if (run->token_blocks > 0)
+        blocks = min_i64(blocks, run->token_blocks * run->tokens);
+    w->members = 1;
+    if (w->keys.ahead || longest > tile_lane_tokens(p) || tiles == 0)
+        return;
+    const int64_t members =
+        min_i64(p->ctx->n_threads / tiles, min_i64((p->cfg->d_v + PIECE - 1) / PIECE, blocks * n_rows / WORTH));
+    if (members < 2)
+        return;
+    w->members = members;
+    w->kept_floats = blocks * n_rows * KEY_BLOCK;
+    w->kept = arena_take(ws, i64_mul(tiles, w->kept_floats), sizeof *w->kept);
+}
+
+static void take_part(attn_tile *t, int64_t member, int64_t members)
+{
+    const int64_t d_v = t->p->cfg->d_v, pieces = (d_v + PIECE - 1) / PIECE;
+    t->member = member;
+    t->members = members;
+    t->v_from = pieces * member / members * PIECE;
+    t->v_columns = min_i64(d_v, pieces * (member + 1) / members * PIECE) - t->v_from;
+}
+
+static void walk_step(attn_tile *t, tile_step step, void *extra)
+{
+    t->step = step;
+    t->attended = 0;
+    t->run->walk(t, extra);
+}
+
+/* By teams of threads, a tile each, one of every sequence and kv head. Called by all threads. */
+static void run_shared(attn_tile *t, const work *w, void *extra)
+{
+    const attn_problem *p = w->run->p;
+    const int64_t threads = omp_get_num_threads(), members = min_i64(w->members, threads), teams = threads / members;
+    const int64_t team = omp_get_thread_num() / members, n_seqs = p->seqs.n, units = n_seqs * p->cfg->n_heads_kv;
+    take_part(t, omp_get_thread_num() % members, members);
+    t->kept = w->kept + min_i64(team, teams - 1) * w->kept_floats;
+    for (int64_t first = 0; first < units; first += teams) {
+        const int64_t unit = first + team;
+        if (first > 0) { /* the scores of the round before are read no more */
+#pragma omp barrier
+        }
+        bool works = team < teams && unit < units;
+        if (works) {
+            enter(t, (int32_t)(unit % n_seqs), (int32_t)(unit / n_seqs));
+            works = t->seq.t_q > 0;
+        }
+        if (works) {
+            load(t, 0, t->seq.t_q);
+            walk_step(t, STEP_SCORES, extra);
+        }
+#pragma omp barrier
+        if (works) {
+            if (w->run->pass == TILE_FORWARD) {
+                walk_step(t, STEP_VALUES, extra);
+                store_o(t);
+            }
+            if (w->run->finish != NULL && t->member == 0)
+                w->run->finish(t, extra);
+        }
+    }
+}
+
 static void run_threads(work *w)
 {
     const nsa_ctx *ctx = w->run->p->ctx;
     const int64_t n_keys = w->keys.n_blocks * w->run->p->cfg->n_heads_kv;
     const bool backward = w->run->pass == TILE_BACKWARD;
-    const int64_t n = max_i64(w->units, backward ? n_keys : 1);
+    const int64_t shared = w->members * w->run->p->seqs.n * w->run->p->cfg->n_heads_kv;
+    const int64_t n = w->members > 1 ? shared : max_i64(w->units, backward ? n_keys : 1);
     atomic_init(&w->next, 0);
 #pragma omp parallel num_threads((int)min_i64(ctx->n_threads, max_i64(1, n)))
     {
         const size_t thread = (size_t)omp_get_thread_num();
         arena own = {.base = w->scratch + thread * w->scratch_bytes};
-        attn_tile t = carve(w->run, &w->keys, &own);
+        attn_tile t = carve(w->run, &w->keys, w->members > 1, &own);
         t.dk = w->dk;
         t.dv = w->dv;
 #pragma omp for schedule(static)
@@ -653,8 +751,11 @@ static void run_threads(work *w)
             for (int64_t i = 0; i < w->units; i++)
                 atomic_init(&w->turns[i], 0);
         }
-        for (int64_t unit; (unit = atomic_fetch_add(&w->next, 1)) < w->units;)
-            do_unit(&t, w, unit, w->extra + thread * w->run->extra_bytes);
+        if (w->members > 1)
+            run_shared(&t, w, w->extra + thread * w->run->extra_bytes);
+        else
+            for (int64_t unit; (unit = atomic_fetch_add(&w->next, 1)) < w->units;)
+                do_unit(&t, w, unit, w->extra + thread * w->run->extra_bytes);
         if (backward) {
 #pragma omp barrier
 #pragma omp for schedule(static)
@@ -683,8 +784,9 @@ void tile_run_all(const tile_run *given, arena *ws)
         w.dv = floats(ws, w.keys.n_blocks * heads, w.keys.lanes * w.keys.ld_v);
         w.turns = arena_take(ws, w.units, sizeof *w.turns);
     }
+    share(&w, longest, ws);
     arena one = {.base = NULL};
-    carve(&run, &w.keys, &one);
+    carve(&run, &w.keys, w.members > 1, &one);
     w.scratch_bytes = one.peak;
     w.extra = arena_take(ws, p->ctx->n_threads, run.extra_bytes);
     w.scratch = arena_take(ws, p->ctx->n_threads, one.peak);

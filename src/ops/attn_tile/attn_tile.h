@@ -15,6 +15,9 @@
  * at each block of keys in the order of their tokens. So sums depend on shapes alone, not on the number of threads, and
  * a row's result takes no notice of the rows beside it: it is the same in every tile, batch and chunk.
  *
+ * Where threads outnumber tiles, as in decoding, `members` of them share one: each makes the scores of some blocks,
+ * then, when all are there, the softmax of every row and some columns of O. No sum is split, so the bits are the same.
+ *
  * What a row does not see weighs 0, but 0 * NaN is NaN: where a block is masked in part and holds a NaN or an infinity,
  * the products are taken token by token (key by key), with zeros for what is not seen.
  */
@@ -42,7 +45,11 @@ typedef struct tile_run {
     tile_walk_fn *walk;
     tile_finish_fn *finish; /* NULL: scores are not kept */
     size_t extra_bytes;     /* per thread */
+    int64_t token_blocks;   /* that a token attends to, at most; 0: all */
 } tile_run;
+
+/* What tile_attend does: all, or in a tile that is shared first the one and then the other. */
+typedef enum tile_step { STEP_ALL, STEP_SCORES, STEP_VALUES } tile_step;
 
 struct attn_tile {
     const attn_problem *p;
@@ -65,8 +72,11 @@ struct attn_tile {
     float *lse, *delta, *gate; /* [row] backward */
     float *q, *d_o;            /* [row] units */
     float *acc;                /* [row][keys->ld_v] o; backward [row][keys->ld_k] dq */
-    float *kept;               /* [block - kept_from][row][KEY_BLOCK] scores, if run->finish */
-    int64_t kept_from;
+    float *kept; /* [block - kept_from][row][KEY_BLOCK] scores, if run->finish; else [attended] if shared */
+    int64_t kept_from, attended;
+    tile_step step;
+    int64_t member, members;   /* of those who share the tile */
+    int64_t v_from, v_columns; /* its part of d_v */
 
     int64_t n_picked;
     int32_t *picked;                       /* tokens at work, as indices into the tile */

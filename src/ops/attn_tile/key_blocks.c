@@ -229,37 +229,38 @@ static key_block packed_block(const key_blocks *kb, char *block)
 }
 
 /* Keys as units, values as rows. */
-static key_block own_block(const key_blocks *kb, int32_t s, const rows *k, const rows *v, int64_t b, char *own,
-                           float *scratch)
+static key_block own_block(const key_blocks *kb, int32_t s, const rows *k, const rows *v, int64_t b, key_parts wanted,
+                           char *own, float *scratch)
 {
-    const int32_t d_qk = kb->p->cfg->d_qk, d_v = kb->p->cfg->d_v;
+    const int64_t d_qk = kb->p->cfg->d_qk, d_v = wanted.columns;
     const int64_t first = first_key(kb, b);
     const span valid = valid_keys(kb, s, b);
-    key_block block = {.ld_v = kb->ld_v};
-    units x;
-    if (!units_in_place(kb, k, first, valid, d_qk, &x)) {
+    key_block block = {.ld_v = spread(d_v)};
+    units x = {NULL, 0};
+    if (wanted.keys && !units_in_place(kb, k, first, valid, d_qk, &x)) {
         x = (units){form_at(own, 0, kb->v_lanes), pad_rows(kb->units_qk)};
         copy_units(kb, k, first, valid, d_qk, form_at(own, 0, kb->v_lanes), x.ld);
     }
     block.k_units = x.x;
     block.ld_units = x.ld;
     float *v_rows = form_at(own, kb->v_rows, kb->bytes);
-    block.v_rows = v_rows;
-    if (v_rows == NULL)
+    if (v_rows == NULL || d_v == 0)
         return block;
+    block.v_rows = v_rows;
     if (kb->attn->pack == 1 && units_in_place(kb, v, first, valid, d_v, &x) && x.ld == d_v) {
         block.v_rows = x.x;
         block.ld_v = x.ld;
     } else {
-        pack(kb, v, first, valid, d_v, kb->units_v, NULL, v_rows, kb->ld_v, scratch);
+        pack(kb, v, first, valid, d_v, (d_v + kb->attn->pack - 1) / kb->attn->pack, NULL, v_rows, block.ld_v, scratch);
     }
     return block;
 }
 
 key_block key_block_get(const key_blocks *kb, int32_t s, int32_t head, const rows *k, const rows *v, int64_t b,
-                        char *own, float *scratch)
+                        key_parts wanted, char *own, float *scratch)
 {
-    key_block block = kb->ahead ? packed_block(kb, packed_at(kb, s, head, b)) : own_block(kb, s, k, v, b, own, scratch);
+    key_block block =
+        kb->ahead ? packed_block(kb, packed_at(kb, s, head, b)) : own_block(kb, s, k, v, b, wanted, own, scratch);
     block.first = first_key(kb, b);
     block.n = keys_in_block(kb, b);
     return block;

@@ -92,10 +92,16 @@ void key_blocks_find(const key_blocks *kb, int64_t number, int32_t *s, int64_t *
 /* Packs ahead the i-th block of n_blocks * n_heads_kv. scratch: lanes rows as long as the longer of ld_k and ld_v. */
 void key_blocks_pack(const key_blocks *kb, int64_t i, float *scratch);
 
+/* What is wanted of a block that is not packed ahead: keys or not, so many columns of values. */
+typedef struct key_parts {
+    bool keys;
+    int64_t columns;
+} key_parts;
+
 /* Block b of a sequence and kv head, whose rows are k and v: packed ahead, or as they lie, or now in `own`
  * (kb->bytes). */
 key_block key_block_get(const key_blocks *kb, int32_t s, int32_t head, const rows *k, const rows *v, int64_t b,
-                        char *own, float *scratch);
+                        key_parts wanted, char *own, float *scratch);
 
 /* Its memory as far as that is in one piece, of the keys and of the values: packed ahead, or as rows. Nothing if there
  * is no such block. */
