@@ -234,6 +234,9 @@ template <int N> __device__ inline void pin(uint32_t (&a)[N])
 #define NSA_N64                                                                                                        \
     NSA_N32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "   \
             "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define NSA_N88                                                                                                        \
+    NSA_N64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "   \
+            "%84, %85, %86, %87"
 #define NSA_N128                                                                                                       \
     NSA_N64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "   \
             "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
@@ -244,6 +247,7 @@ template <int N> __device__ inline void pin(uint32_t (&a)[N])
 #define NSA_D16(i) NSA_D8(i), NSA_D8(i + 8)
 #define NSA_D32(i) NSA_D16(i), NSA_D16(i + 16)
 #define NSA_D64(i) NSA_D32(i), NSA_D32(i + 32)
+#define NSA_D88(i) NSA_D64(i), NSA_D16(i + 64), NSA_D8(i + 80)
 #define NSA_D128(i) NSA_D64(i), NSA_D64(i + 64)
 
 #define NSA_WGMMA_SS(n, regs, a, b, add, ta, tb)                                                                       \
@@ -260,7 +264,7 @@ template <int N> __device__ inline void pin(uint32_t (&a)[N])
 template <int N, int A_ALONG_M = 0, int B_ALONG_N = 0>
 __device__ inline void wgmma(float (&d)[N / 2], uint64_t a_operand, uint64_t b_operand, int accumulate)
 {
-    static_assert(N == 16 || N == 32 || N == 64 || N == 128 || N == 256, "widths of wgmma that are in use");
+    static_assert(N == 16 || N == 32 || N == 64 || N == 128 || N == 176 || N == 256, "widths of wgmma that are in use");
     if constexpr (N == 16)
         NSA_WGMMA_SS("16", 8, "%8", "%9", "%10", "%11", "%12");
     if constexpr (N == 32)
@@ -269,6 +273,8 @@ __device__ inline void wgmma(float (&d)[N / 2], uint64_t a_operand, uint64_t b_o
         NSA_WGMMA_SS("64", 32, "%32", "%33", "%34", "%35", "%36");
     if constexpr (N == 128)
         NSA_WGMMA_SS("128", 64, "%64", "%65", "%66", "%67", "%68");
+    if constexpr (N == 176)
+        NSA_WGMMA_SS("176", 88, "%88", "%89", "%90", "%91", "%92");
     if constexpr (N == 256)
         NSA_WGMMA_SS("256", 128, "%128", "%129", "%130", "%131", "%132");
 }

@@ -13,7 +13,8 @@
  *     gQ, gK -> sQ, sK -> rS -> rP (bf16)     gV -> sV     rP, sV -> rO -> gO
  *
  * A consumer starts s of a tile of keys together with p v of the tile before it, and makes p of s while p v runs. The
- * two take turns in starting theirs, so that one's softmax meets the other's products.
+ * two take turns in starting theirs, so that one's softmax meets the other's products. Tiles have 128 keys or 176,
+ * whatever is cheaper: a window of 512 and 8 tokens is three tiles of 176.
  *
  * Barriers: q_full, q_empty; k_full, k_empty, v_full, v_empty of each stage; named ones, TURN (+ warpgroup) and
  * CLEANED.
@@ -24,11 +25,20 @@
  * token does not see zeroed. Its results have the bits that any other V there gives.
  *
  * Numerics: s, o and sums in float32, exponentials of base 2 with the scale folded in, p rounded to bf16 after it was
- * summed. A row without keys has o = 0, lse = -inf.
+ * summed. The maximum that s is taken relative to stays until a later one is 2^8 times as large. A row without keys has
+ * o = 0, lse = -inf.
  *
  * Cost: 2 (d_qk + d_v) operations per (row, key) against 990 TFLOP/s, and at d 128 as long for its exponential.
- * Measured on one H100 (CUDA 13.0, 2026-11-24), 64 query and 4 kv heads, d 128, dense 8k / 64k: 1.67 / 113 ms, 661 /
- * 622 TFLOP/s; cmp 64k: 7.4 ms; win 64k: 2.8 ms.
+ * Measured on one H100 (CUDA 13.0, 2026-11-24), 64 query and 4 kv heads, medians of runs back to back, in brackets the
+ * fastest, before the clock falls:
+ *
+ *     d 128, dense 8k    1.76 (1.60) ms    626 (688) TFLOP/s
+ *     d 128, cmp 64k     7.42 (7.05) ms    593 (624) TFLOP/s
+ *     d 128, win 64k     2.41 (2.14) ms    455 (511) TFLOP/s
+ *     d 64 / 192 and 128 / 256, dense 8k    1.42 / 1.96 / 3.22 ms    389 / 703 / 684 TFLOP/s
+ *
+ * Lost: to start the next tile's s before o is stored (win 5% slower: it waits for K in front of the stores); two
+ * stages of q; the next tile drawn ahead of time; q in registers (1% behind tiles of 176 keys).
  */
 #include "cuda/sm90.cuh"
 #include "ops/attn_tile/attn_sm90.h"
@@ -39,7 +49,8 @@ enum {
     THREADS = (CONSUMERS + 1) * WARPGROUP,
     Q_BOX_BYTES = FWD_ROWS * BOX_ROW,
     TURN = 1, /* named barriers: of warpgroup 0; of warpgroup 1 */
-    CLEANED = TURN + CONSUMERS
+    CLEANED = TURN + CONSUMERS,
+    TILES = 3
 };
 
 /* Keys lo .. hi - 1 of a sequence. */
@@ -61,7 +72,7 @@ template <int D_QK, int D_V, int KEYS, int STAGES> struct fwd_shared {
     bf16 q[D_QK / BOX_CHANNELS][FWD_ROWS][BOX_CHANNELS];
     bf16 k[STAGES][D_QK / BOX_CHANNELS][KEYS][BOX_CHANNELS];
     bf16 v[STAGES][D_V / BOX_CHANNELS][KEYS][BOX_CHANNELS];
-    tile tiles[2]; /* by turns: the one that consumers are at, the one whose q comes next */
+    tile tiles[TILES]; /* by turns: the one whose o is stored, the one whose q is there, the next */
     uint64_t q_full, q_empty, k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
 };
 
@@ -107,14 +118,18 @@ static __device__ bool find_tile(const attn_fwd_sm90 &p, int32_t kv_head, int64_
     return true;
 }
 
-/* The next tile to do after x, which is 0 at first. */
-static __device__ void next_tile(const attn_fwd_sm90 &p, bool again, tile *x)
+/* The next tile to do after `last`, whose n_tokens is 0 at first. */
+static __device__ void next_tile(const attn_fwd_sm90 &p, bool again, const tile *last, tile *x)
 {
-    if (again && x->n_tokens > 0 && ++x->again < x->n_tokens)
+    if (again && last->n_tokens > 0 && last->again + 1 < last->n_tokens) {
+        *x = *last;
+        x->again++;
         return;
+    }
     do {
         x->index = (int64_t)atomicAdd(&p.state->next_tile[again], 1ULL);
         x->n_tokens = 0;
+        x->any = {0, 0};
         if (x->index >= p.n_tiles * p.cfg.c.n_heads_kv)
             return;
     } while ((again && !p.again[x->index]) ||
@@ -143,11 +158,11 @@ template <int STAGES> static __device__ void wait_empty(uint64_t *empty, uint32_
 /* A tile of K or of V into stage i. */
 template <int D, int KEYS, int STAGES>
 static __device__ void fill_stage(bf16 (*stages)[D / BOX_CHANNELS][KEYS][BOX_CHANNELS], uint64_t *full, uint64_t *empty,
-                                  uint32_t i, const CUtensorMap *map, int head, int64_t row, int s)
+                                  uint32_t i, const CUtensorMap *map, int head, int row, int s)
 {
     wait_empty<STAGES>(empty, i);
     mbar_arrive_expect(full + i % STAGES, KEYS * D * sizeof(bf16));
-    copy_tile<D>(stages[i % STAGES], KEYS * BOX_ROW, map, full + i % STAGES, head, (int)row, s);
+    copy_tile<D>(stages[i % STAGES], KEYS * BOX_ROW, map, full + i % STAGES, head, row, s);
 }
 
 FWD_TEMPLATE static __device__ void produce(const attn_fwd_sm90 &p, bool again, const CUtensorMap *q_map,
@@ -155,11 +170,11 @@ FWD_TEMPLATE static __device__ void produce(const attn_fwd_sm90 &p, bool again, 
 {
     const bool q_packed = p.q.stride_seq == 0, k_packed = p.k.stride_seq == 0, v_packed = p.v.stride_seq == 0;
     uint32_t i = 0; /* tiles of keys so far */
-    tile t = {};
+    x->tiles[TILES - 1].n_tokens = 0;
     for (uint32_t n = 0;; n++) {
-        next_tile(p, again, &t);
+        tile &t = x->tiles[n % TILES];
+        next_tile(p, again, &x->tiles[(n + TILES - 1) % TILES], &t);
         wait_empty<1>(&x->q_empty, n);
-        x->tiles[n & 1] = t;
         if (t.n_tokens == 0) {
             mbar_arrive(&x->q_full);
             return;
@@ -168,15 +183,15 @@ FWD_TEMPLATE static __device__ void produce(const attn_fwd_sm90 &p, bool again, 
         copy_tile<D_QK>(x->q, Q_BOX_BYTES, q_map, &x->q_full, t.at.head,
                         (int)((q_packed ? t.at.seq.start : 0) + t.at.row), q_packed ? 0 : t.at.s);
         const int head = t.at.head / p.cfg.group, n_tiles = n_key_tiles<KEYS>(t);
-        const int64_t start = seq_k(p.seqs, t.at.s).start / (p.branch == NSA_CMP ? p.cfg.c.cmp_stride : 1) + t.any.lo;
-        const int64_t k_row = k_packed ? start : t.any.lo, v_row = v_packed ? start : t.any.lo;
+        const int k_s = k_packed ? 0 : t.at.s, v_s = v_packed ? 0 : t.at.s;
+        const int start = (int)seq_k(p.seqs, t.at.s).start / (p.branch == NSA_CMP ? p.cfg.c.cmp_stride : 1);
+        int k_row = (k_packed ? start : 0) + t.any.lo, v_row = (v_packed ? start : 0) + t.any.lo;
         for (int j = 0; j <= n_tiles; j++) { /* in the order of their use */
             if (j < n_tiles)
-                fill_stage<D_QK, KEYS, STAGES>(x->k, x->k_full, x->k_empty, i + j, k_map, head, k_row + j * KEYS,
-                                               k_packed ? 0 : t.at.s);
+                fill_stage<D_QK, KEYS, STAGES>(x->k, x->k_full, x->k_empty, i + j, k_map, head, k_row + j * KEYS, k_s);
             if (j > 0)
                 fill_stage<D_V, KEYS, STAGES>(x->v, x->v_full, x->v_empty, i + j - 1, v_map, head,
-                                              v_row + (j - 1) * KEYS, v_packed ? 0 : t.at.s);
+                                              v_row + (j - 1) * KEYS, v_s);
         }
         i += n_tiles;
     }
@@ -188,6 +203,12 @@ typedef struct softmax_rows {
     key_range keys[2]; /* that the rows see */
     float max[2], sum[2];
 } softmax_rows;
+
+/* Of warpgroups: the same for all threads of a warp, and the compiler is to know it. */
+static __device__ int consumer_index()
+{
+    return __shfl_sync(~0U, (int)threadIdx.x / WARPGROUP, 0) - 1;
+}
 
 static __device__ int row_of_thread(int r)
 {
@@ -206,25 +227,28 @@ static __device__ softmax_rows start_rows(const attn_fwd_sm90 &p, const tile &t)
     return x;
 }
 
-/* Scores of keys from `first` on that a row does not see: -inf. */
-template <int N> static __device__ void mask(float (&s)[N], const softmax_rows &x, int first)
+/* Scores of keys from `first` on that lie before those that a row sees, or behind them: -inf. */
+template <int N> static __device__ void mask_before(float (&s)[N], const softmax_rows &x, int first)
 {
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const int at = first + lane_index() % 4 * 2 - x.keys[r].lo;
-        const unsigned n = (unsigned)max(0, x.keys[r].hi - x.keys[r].lo);
-#pragma unroll
-        for (int i = 0; i < N / 4; i++)
-#pragma unroll
-            for (int c = 0; c < 2; c++)
-                if ((unsigned)(at + 8 * i + c) >= n)
-                    s[4 * i + 2 * r + c] = -INFINITY;
-    }
+    for (int i = 0; i < N; i++)
+        if (i / 4 * 8 + i % 2 < x.keys[i / 2 % 2].lo - first - lane_index() % 4 * 2)
+            s[i] = -INFINITY;
 }
 
-/* s becomes p; the rows' sums so far count `keep` times. scale: times log2(e). */
+template <int N> static __device__ void mask_behind(float (&s)[N], const softmax_rows &x, int first)
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        if (i / 4 * 8 + i % 2 >= x.keys[i / 2 % 2].hi - first - lane_index() % 4 * 2)
+            s[i] = -INFINITY;
+}
+
+/* s becomes p = exp(s - max); the rows' sums so far count `keep` times. max stays while no s is far above it: then
+ * there is nothing to multiply, and p is at most 2^FAR. scale: times log2(e). */
 template <int N> static __device__ void softmax(float (&s)[N], softmax_rows *x, float keep[2], float scale)
 {
+    constexpr float FAR = 8.0F;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float top[2] = {x->max[r], s[2 * r]};
@@ -236,9 +260,10 @@ template <int N> static __device__ void softmax(float (&s)[N], softmax_rows *x, 
         float max = fmaxf(top[0], top[1]);
         max = fmaxf(max, __shfl_xor_sync(~0U, max, 1));
         max = fmaxf(max, __shfl_xor_sync(~0U, max, 2));
-        const float shift = max == -INFINITY ? 0.0F : max * scale;
-        keep[r] = exp2_fast(fmaf(x->max[r], scale, -shift));
-        x->max[r] = max;
+        const bool moves = max * scale > fmaf(x->max[r], scale, FAR);
+        keep[r] = moves ? exp2_fast((x->max[r] - max) * scale) : 1.0F;
+        x->max[r] = moves ? max : x->max[r];
+        const float shift = x->max[r] == -INFINITY ? 0.0F : x->max[r] * scale;
         float sum[2] = {x->sum[r] * keep[r], 0.0F};
 #pragma unroll
         for (int i = 0; i < N / 4; i++)
@@ -255,7 +280,7 @@ template <int N> static __device__ void softmax(float (&s)[N], softmax_rows *x, 
 /* Starts s = q k of stage i, once it is there. */
 FWD_TEMPLATE static __device__ void start_scores(float (&s)[KEYS / 2], FWD_SHARED *x, uint32_t i)
 {
-    const int group = (int)threadIdx.x / WARPGROUP - 1;
+    const int group = consumer_index();
     wait_full<STAGES>(x->k_full, i);
     wgmma_fence();
 #pragma unroll
@@ -299,6 +324,7 @@ FWD_TEMPLATE static __device__ void clean_values(const attn_fwd_sm90 &p, const t
 /* After wgmma_wait, in each warp: the copy engine may fill it again. */
 static __device__ void release(uint64_t *empty)
 {
+    __syncwarp();
     if (lane_index() == 0)
         mbar_arrive(empty);
 }
@@ -314,7 +340,7 @@ template <int N> static __device__ void round_to(uint32_t (&p)[N / 2], const flo
 FWD_TEMPLATE static __device__ void attend(const attn_fwd_sm90 &p, const tile &t, FWD_SHARED *x, uint32_t i, int n,
                                            softmax_rows *rows, float (&o)[D_V / 2])
 {
-    const int group = (int)threadIdx.x / WARPGROUP - 1;
+    const int group = consumer_index();
     const float scale = p.cfg.scale * 1.44269504F;
     float s[KEYS / 2], keep[2];
     uint32_t probs[KEYS / 4];
@@ -326,17 +352,21 @@ FWD_TEMPLATE static __device__ void attend(const attn_fwd_sm90 &p, const tile &t
         release(&x->k_empty[(i + j) % STAGES]);
         if (j == n - 1)
             release(&x->q_empty);
-        if (first < t.all.lo || first + KEYS > t.all.hi)
-            mask(s, *rows, first);
+        if (first < t.all.lo)
+            mask_before(s, *rows, first);
+        if (first + KEYS > t.all.hi)
+            mask_behind(s, *rows, first);
         softmax(s, rows, keep, scale);
         if (j > 0) {
             wgmma_wait<0>();
             pin(o);
             pin(probs);
             release(&x->v_empty[(i + j - 1) % STAGES]);
+            if (__any_sync(~0U, keep[0] != 1.0F || keep[1] != 1.0F)) {
 #pragma unroll
-            for (int c = 0; c < D_V / 2; c++)
-                o[c] *= keep[c / 2 % 2];
+                for (int c = 0; c < D_V / 2; c++)
+                    o[c] *= keep[c / 2 % 2];
+            }
         }
         round_to(probs, s);
         clean_values<D_QK, D_V, KEYS, STAGES>(p, t, x, i + j, first);
@@ -413,13 +443,13 @@ static __device__ void store_rows(const attn_fwd_sm90 &p, const tile &t, const s
 
 FWD_TEMPLATE static __device__ void consume(const attn_fwd_sm90 &p, FWD_SHARED *x)
 {
-    const int group = (int)threadIdx.x / WARPGROUP - 1;
+    const int group = consumer_index();
     if (group == 1)
         bar_arrive(TURN, CONSUMERS * WARPGROUP);
     uint32_t i = 0; /* tiles of keys so far */
     for (uint32_t n = 0;; n++) {
         mbar_wait(&x->q_full, n & 1);
-        const tile &t = x->tiles[n & 1];
+        const tile &t = x->tiles[n % TILES];
         if (t.n_tokens == 0)
             return;
         const int n_tiles = n_key_tiles<KEYS>(t);
@@ -460,11 +490,11 @@ FWD_TEMPLATE static __global__ __launch_bounds__(THREADS, 1) void forward_kernel
     }
     __syncthreads();
     if (threadIdx.x < WARPGROUP) {
-        registers_down<56>();
+        registers_down<40>();
         if (threadIdx.x == 0)
             produce<D_QK, D_V, KEYS, STAGES>(p, again, &q_map, &k_map, &v_map, x);
     } else {
-        registers_up<224>();
+        registers_up<232>();
         consume<D_QK, D_V, KEYS, STAGES>(p, x);
     }
 }
@@ -500,11 +530,22 @@ FWD_TEMPLATE static int launch(const attn_fwd_sm90 *p, nsa_stream stream)
     return cudaGetLastError();
 }
 
+/* What tiles of so many keys cost for the average tile of rows: each as much as its keys, and 16 more. */
+static double cost(const attn_fwd_sm90 *p, int keys)
+{
+    const nsa_config *c = &p->cfg.c;
+    const double all = p->branch == NSA_CMP ? (double)p->seqs.max_k / c->cmp_stride : (double)p->seqs.max_k;
+    const bool slides = p->branch == NSA_WIN && c->win_size < p->seqs.max_k;
+    const double n = slides ? ceil(((double)c->win_size + p->tile_tokens - 1) / keys) : all / 2 / keys + 0.5;
+    return n * (keys + 16);
+}
+
 int launch_attn_fwd_sm90(const attn_fwd_sm90 *p, nsa_stream stream)
 {
+    const bool wide = cost(p, 176) < cost(p, 128);
     switch (p->cfg.c.d_qk) {
-    case 64: return launch<64, 64, 128, 4>(p, stream);
-    case 128: return launch<128, 128, 128, 2>(p, stream);
+    case 64: return wide ? launch<64, 64, 176, 3>(p, stream) : launch<64, 64, 128, 4>(p, stream);
+    case 128: return wide ? launch<128, 128, 176, 2>(p, stream) : launch<128, 128, 128, 2>(p, stream);
     case 192: return launch<192, 128, 128, 2>(p, stream);
     default: return launch<256, 256, 64, 2>(p, stream);
     }
