@@ -15,7 +15,9 @@ static const nsa_shape shapes[] = {
     {16, 1, 64, 64, NSA_F16, LAYOUT_THD, false, false, NSA_PHI_GATED_TOKEN, false},
     {2, 2, 192, 128, NSA_BF16, LAYOUT_GAPS, false, false, NSA_PHI_LINEAR, false},
     {5, 1, 5, 7, NSA_F32, LAYOUT_THD, true, false, NSA_PHI_MEAN, false},
+    {4, 1, 64, 64, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_MEAN, false}, /* for tensor cores */
 };
+enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
 /* Row by row; the ops' own suites have the exact bounds. */
 static void assert_near(const char *what, const test_tensor *got, const test_tensor *want)
@@ -44,9 +46,9 @@ static void assert_near(const char *what, const test_tensor *got, const test_ten
 static void test_whole_against_oracle(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+    for (int i = 0; i < N_SHAPES; i++) {
         testlib_reset();
-        test_note("shape %d", (int)i);
+        test_note("shape %d", i);
         rng r = rng_new();
         const nsa_batch batch = batch_ragged(blocks.slc_block, 130);
         nsa_case got, want;
@@ -90,11 +92,11 @@ static void test_bad_cu_seqlens(void **state)
     (void)state;
     static const int32_t lies[] = {-1, 0, 5, 1000, INT32_MIN, INT32_MAX};
     rng r = rng_new();
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < 8 * N_SHAPES; i++) {
         testlib_reset();
         test_note("case %d", i);
-        nsa_shape shape = shapes[i % 5];
-        if (i % 2 == 0)
+        nsa_shape shape = shapes[i % N_SHAPES];
+        if (i / N_SHAPES % 2 == 0)
             shape.as = LAYOUT_BSHD;
         const nsa_batch batch = batch_ragged(blocks.slc_block, 50);
         nsa_case c;
@@ -138,15 +140,14 @@ static void cuda_ok(cudaError_t error)
 }
 
 /* A captured call has not run; its graph gives what a plain call gives. */
-static void test_graph(void **state)
+static void capture(const nsa_shape *shape)
 {
-    (void)state;
     testlib_reset();
     test_note("graph");
     rng r = rng_new();
     const nsa_batch batch = batch_ragged(blocks.slc_block, 130);
     nsa_case plain, captured;
-    nsa_case_init(&plain, &blocks, &batch, &shapes[0], &r);
+    nsa_case_init(&plain, &blocks, &batch, shape, &r);
     nsa_case_as(&captured, &plain, LAYOUT_THD);
     run_forward(gpu_context(), &plain, &plain.fwd);
 
@@ -176,6 +177,13 @@ static void test_graph(void **state)
     cuda_ok(cudaGraphExecDestroy(exec));
     cuda_ok(cudaGraphDestroy(graph));
     cuda_ok(cudaStreamDestroy(stream));
+}
+
+static void test_graph(void **state)
+{
+    (void)state;
+    capture(&shapes[0]);
+    capture(&shapes[N_SHAPES - 1]);
 }
 
 static void test_unsupported(void **state)

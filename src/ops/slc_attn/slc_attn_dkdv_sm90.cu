@@ -77,7 +77,7 @@ static __device__ bool find_keys(const slc_backward &p, int64_t list, int tile, 
     x->q = seq_q(p.attn.seqs, x->s);
     x->k = seq_k(p.attn.seqs, x->s);
     x->key = block + tile * KEYS;
-    x->n_keys = (int)min64(min64(KEYS, slc_block - tile * KEYS), x->k.n - x->key);
+    x->n_keys = (int)max64(0, min64(min64(KEYS, slc_block - tile * KEYS), x->k.n - x->key));
     return block >= 0 && x->n_keys > 0;
 }
 

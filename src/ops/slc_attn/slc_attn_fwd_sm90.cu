@@ -85,7 +85,7 @@ static __device__ bool find_tile(const slc_fwd_sm90 &p, const deal &d, place_of_
     x->k = seq_k(p.seqs, lo);
     const int64_t first = (i - (p.seqs.cu_q[lo] / d.tile + lo)) * d.tile;
     x->first = (int32_t)first;
-    x->n = (int32_t)min64(d.tile, x->q.n - first);
+    x->n = (int32_t)max64(0, min64(d.tile, x->q.n - first));
     x->t = (int32_t)(first + x->k.n - x->q.n);
     return first >= 0 && x->n > 0;
 }
