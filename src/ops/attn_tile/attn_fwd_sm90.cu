@@ -97,7 +97,7 @@ static __device__ bool find_tile(const attn_fwd_sm90 &p, int32_t kv_head, int64_
     int32_t lo = 0, hi = seqs.n;
     while (hi - lo > 1) {
         const int32_t mid = lo + (hi - lo) / 2;
-        if (seqs.cu_q[mid] / p.tile_tokens + mid <= i)
+        if ((int64_t)seqs.cu_q[mid] / p.tile_tokens + mid <= i)
             lo = mid;
         else
             hi = mid;
