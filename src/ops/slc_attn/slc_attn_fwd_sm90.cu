@@ -30,8 +30,13 @@
  * Numbers max is in units of log2. It follows the largest score only when that has grown by 2^8: the same sums, fewer
  *         multiplications. p is rounded to bf16 for the product, not for its sum.
  *
- * H100, 2026-11-24, 64/4 heads, d 128, 16 of blocks of 64: 13.8 ms at 64k where tokens choose at random (L2 brings
- * 8.4 TB/s), 9.3 ms where neighbours share 85 % of their blocks; 1.3 ms at 8k.
+ * H100, 2026-11-24, 64/4 heads, d 128, 16 of blocks of 64: 13.8 ms at 64k where tokens choose at random (the union of
+ * a tile is 13.4 blocks a token, 115 GB through L2), 9.3 ms where neighbours share 85 % of their blocks; 1.3 ms at 8k.
+ * With 32 heads, at random: 8.7 ms at 32k/group 4, 5.7 ms at 32k/group 8, 35 ms at 64k/group 2, 55 ms at 64k/group 1.
+ * There shared memory is what is busiest, at 60 %: each warp reads K and V for itself.
+ *
+ * Tried (ms at 64k, random and shared): one block of 12 warps on an SM 13.6, 9.5; two of 4 warps, with more registers
+ * 14.2, 10.2; items of 32 keys 15.3, 11.5, of 16 keys 18.8, 14.1; scores of 32 keys at a time 13.7, 9.1.
  */
 #include "cuda/sm90.cuh"
 #include "ops/slc_attn/slc_attn_sm90.h"
