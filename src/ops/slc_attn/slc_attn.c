@@ -131,7 +131,7 @@ static void run(const attn_problem *p, tile_pass pass, arena *ws)
                           .tokens = tokens,
                           .walk = walk,
                           .extra_bytes = extra.peak,
-                          .token_blocks = (p->cfg->slc_block + KEY_BLOCK - 1) / KEY_BLOCK * p->cfg->slc_topk};
+                          .token_blocks = ((int64_t)p->cfg->slc_block + KEY_BLOCK - 1) / KEY_BLOCK * p->cfg->slc_topk};
     tile_run_all(&all, ws);
 }
 
