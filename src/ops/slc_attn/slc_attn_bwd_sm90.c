@@ -27,16 +27,6 @@ static int64_t n_lists(const attn_problem *p)
     return i64_mul(p->seqs.total_k / p->cfg->slc_block + p->seqs.n, p->cfg->n_heads_kv);
 }
 
-bool slc_attn_bwd_sm90_supports(const attn_problem *p)
-{
-    const int32_t d_qk = p->cfg->d_qk, d_v = p->cfg->d_v;
-    const map_rows q = query_rows(p, d_qk), d_o = query_rows(p, d_v), k = key_rows(p, d_qk), v = key_rows(p, d_v);
-    const bool shape = (d_qk == d_v && (d_v == 64 || d_v == 128)) || (d_qk == 192 && d_v == 128);
-    return ctx_is_sm90(p->ctx) && shape && p->cfg->slc_block % 16 == 0 && n_lists(p) < INT32_MAX &&
-           tensor_map_supports(&p->q, &q) && tensor_map_supports(&p->o, &d_o) && tensor_map_supports(&p->d_o, &d_o) &&
-           tensor_map_supports(&p->k.tensor, &k) && tensor_map_supports(&p->v.tensor, &v);
-}
-
 /* The largest divisor of the group that fits a stage. */
 static int32_t box_heads_of(const nsa_config *cfg)
 {
@@ -66,6 +56,30 @@ static slc_lists take_lists(const attn_problem *p, arena *ws, int64_t *n_parts)
     return x;
 }
 
+static int32_t n_tiles_of_block(const nsa_config *cfg)
+{
+    return (cfg->slc_block + KEYS - 1) / KEYS;
+}
+
+/* A grid has room for 2^31 blocks of threads. */
+static bool fits_grids(const attn_problem *p)
+{
+    arena none = {.base = NULL};
+    int64_t n_parts = 0;
+    const slc_lists x = take_lists(p, &none, &n_parts);
+    return i64_mul(x.max_items, n_tiles_of_block(p->cfg)) <= INT32_MAX && i64_mul(x.n_lists, SEGMENTS) <= INT32_MAX;
+}
+
+bool slc_attn_bwd_sm90_supports(const attn_problem *p)
+{
+    const int32_t d_qk = p->cfg->d_qk, d_v = p->cfg->d_v;
+    const map_rows q = query_rows(p, d_qk), d_o = query_rows(p, d_v), k = key_rows(p, d_qk), v = key_rows(p, d_v);
+    const bool shape = (d_qk == d_v && (d_v == 64 || d_v == 128)) || (d_qk == 192 && d_v == 128);
+    return ctx_is_sm90(p->ctx) && shape && p->cfg->slc_block % 16 == 0 && fits_grids(p) &&
+           tensor_map_supports(&p->q, &q) && tensor_map_supports(&p->o, &d_o) && tensor_map_supports(&p->d_o, &d_o) &&
+           tensor_map_supports(&p->k.tensor, &k) && tensor_map_supports(&p->v.tensor, &v);
+}
+
 static slc_backward take_workspace(const attn_problem *p, arena *ws)
 {
     const nsa_config *cfg = p->cfg;
@@ -74,7 +88,7 @@ static slc_backward take_workspace(const attn_problem *p, arena *ws)
     x.values = arena_take(ws, i64_mul(p->seqs.total_q, cfg->n_heads_q), sizeof *x.values);
     x.lists = take_lists(p, ws, &n_parts);
     x.box_heads = box_heads_of(cfg);
-    x.n_tiles = (cfg->slc_block + KEYS - 1) / KEYS;
+    x.n_tiles = n_tiles_of_block(cfg);
     x.parts = arena_take(ws, i64_mul(n_parts, x.n_tiles), KEYS * (size_t)(cfg->d_qk + cfg->d_v) * sizeof *x.parts);
     return x;
 }
