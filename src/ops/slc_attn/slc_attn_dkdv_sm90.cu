@@ -228,7 +228,7 @@ template <int D_QK, int D_V, int N, int STAGES>
 static __device__ void consume(const slc_backward &p, int n_stages, dkdv_shared<D_QK, D_V, N, STAGES> *x,
                                float (&dk)[D_QK / 64][32], float (&dv)[D_V / 64][32])
 {
-    const int warpgroup = (int)threadIdx.x / WARPGROUP;
+    const int warpgroup = __shfl_sync(~0U, (int)threadIdx.x / WARPGROUP, 0); /* the compiler sees it is one */
     const float scale = p.attn.cfg.scale * LOG2_E;
     mbar_wait(&x->loaded, 0);
     for (int n = warpgroup; n < n_stages; n += 2) {
