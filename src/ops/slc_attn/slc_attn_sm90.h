@@ -3,6 +3,7 @@
  * ops/slc_attn/slc_attn.h.
  *
  *     forward    slc_attn_fwd_sm90.cu
+ *     backward   slc_attn_bwd_sm90.h; not of 256
  */
 #ifndef NSA_OPS_SLC_ATTN_SM90_H
 #define NSA_OPS_SLC_ATTN_SM90_H
