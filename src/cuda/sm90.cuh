@@ -153,6 +153,44 @@ __device__ inline void copy_bytes(void *dst, const void *src, uint32_t bytes, ui
                  : "memory");
 }
 
+/* A box back to its tensor: in the place of what is there, or added to it. In the thread's group of stores. */
+__device__ inline void store_box(const CUtensorMap *map, const void *src, int channel, int head, int row, int s)
+{
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+                 "r"(shared_address(src)), "r"(channel), "r"(head), "r"(row), "r"(s)
+                 : "memory");
+}
+
+__device__ inline void add_box(const CUtensorMap *map, const void *src, int channel, int head, int row, int s)
+{
+    asm volatile("cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4, %5}], "
+                 "[%1];" ::"l"(map),
+                 "r"(shared_address(src)), "r"(channel), "r"(head), "r"(row), "r"(s)
+                 : "memory");
+}
+
+__device__ inline void stores_commit()
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/* Until shared memory is free again; until all is written. */
+__device__ inline void stores_wait_read()
+{
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+__device__ inline void stores_wait()
+{
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
+/* Between accesses of global memory by the copy engine and by this thread. */
+__device__ inline void fence_async_global()
+{
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
 /* Byte offset of (row, channel) in a box: where the swizzle has put it. */
 __device__ inline int in_box(int row, int channel)
 {
@@ -349,6 +387,14 @@ __device__ inline void store_matrices_transposed(uint32_t row, const uint32_t x[
 }
 
 constexpr float LOG2_E = 1.44269504F;
+
+/* The other way round: lane l gives the address of row l%8 of matrix l/8. */
+__device__ inline void store_matrices(uint32_t row, const uint32_t x[4])
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(x[0]), "r"(x[1]),
+                 "r"(x[2]), "r"(x[3])
+                 : "memory");
+}
 
 /* 2^x, within 2 ulp; results below 2^-126 are 0. */
 __device__ inline float exp2_fast(float x)

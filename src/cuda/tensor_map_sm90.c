@@ -1,9 +1,10 @@
 #include "cuda/tensor_map_sm90.h"
+#include "core/dtype.h"
 
 #include <cudaTypedefs.h>
 #include <cuda_runtime_api.h>
 
-enum { ELEMENT = 2 /* bytes of a bf16 */, ALIGN = 16 };
+enum { ALIGN = 16 };
 
 typedef struct map_dim {
     int64_t n, stride; /* of elements */
@@ -18,18 +19,28 @@ static void dims_of(const nsa_tensor *t, const map_rows *rows, map_dim dims[3])
     dims[2] = (map_dim){packed ? 1 : rows->n_seqs, t->stride_seq};
 }
 
-bool tensor_map_supports(const nsa_tensor *t, const map_rows *rows)
+static bool supports(const nsa_tensor *t, const map_rows *rows, int32_t box_channels)
 {
     map_dim dims[3];
     dims_of(t, rows, dims);
     for (int i = 0; i < 3; i++) {
-        const int64_t bytes = dims[i].stride * ELEMENT;
+        const int64_t bytes = dims[i].stride * (int64_t)dtype_size(t->dtype);
         if (dims[i].n < 1 || dims[i].n > UINT32_MAX)
             return false;
         if (dims[i].n > 1 && (bytes <= 0 || bytes >= INT64_C(1) << 40 || bytes % ALIGN != 0))
             return false;
     }
-    return t->dtype == NSA_BF16 && rows->d % BOX_CHANNELS == 0 && (uintptr_t)t->data % ALIGN == 0;
+    return rows->d % box_channels == 0 && (uintptr_t)t->data % ALIGN == 0;
+}
+
+bool tensor_map_supports(const nsa_tensor *t, const map_rows *rows)
+{
+    return t->dtype == NSA_BF16 && supports(t, rows, BOX_CHANNELS);
+}
+
+bool tensor_map_supports_f32(const nsa_tensor *t, const map_rows *rows)
+{
+    return t->dtype == NSA_F32 && supports(t, rows, BOX_CHANNELS_F32);
 }
 
 /* The driver's function is found when it is needed: the library loads where there is no driver. */
@@ -49,16 +60,20 @@ int tensor_map(CUtensorMap *map, const nsa_tensor *t, const map_rows *rows, int3
     const cudaError_t error = find_encoder(&encode);
     if (error != cudaSuccess)
         return error;
+    const bool f32 = t->dtype == NSA_F32;
     map_dim dims[3];
     dims_of(t, rows, dims);
     cuuint64_t sizes[4] = {(cuuint64_t)rows->d}, strides[3];
     for (int i = 0; i < 3; i++) {
         sizes[i + 1] = (cuuint64_t)dims[i].n;
-        strides[i] = dims[i].n > 1 ? (cuuint64_t)dims[i].stride * ELEMENT : ALIGN; /* of one: any valid stride */
+        strides[i] =
+            dims[i].n > 1 ? (cuuint64_t)dims[i].stride * dtype_size(t->dtype) : ALIGN; /* of one: any valid stride */
     }
-    const cuuint32_t box[] = {BOX_CHANNELS, (cuuint32_t)box_heads, (cuuint32_t)box_rows, 1}, steps[] = {1, 1, 1, 1};
-    const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, t->data, sizes, strides, box, steps,
-                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const cuuint32_t box[] = {f32 ? BOX_CHANNELS_F32 : BOX_CHANNELS, (cuuint32_t)box_heads, (cuuint32_t)box_rows, 1},
+                     steps[] = {1, 1, 1, 1};
+    const CUresult result =
+        encode(map, f32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, t->data, sizes,
+               strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-enum { BOX_CHANNELS = 64 };
+enum { BOX_CHANNELS = 64, BOX_CHANNELS_F32 = 32 };
 
 typedef struct map_rows {
     int32_t n_seqs;
@@ -27,6 +27,9 @@ typedef struct map_rows {
 
 /* Whether the copy engine can read t: bf16, whole boxes of channels, address and strides of whole 16 bytes. */
 bool tensor_map_supports(const nsa_tensor *t, const map_rows *rows);
+
+/* The same of float32: its boxes are 32 channels, also of 128 bytes. */
+bool tensor_map_supports_f32(const nsa_tensor *t, const map_rows *rows);
 
 /* The map for boxes of box_heads heads x box_rows rows. A cudaError_t. */
 int tensor_map(CUtensorMap *map, const nsa_tensor *t, const map_rows *rows, int32_t box_heads, int32_t box_rows);

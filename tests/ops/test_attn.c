@@ -51,6 +51,7 @@ static const scenario scenarios[] = {
     {0, 67, {3, 1, 256, 256, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_BHSD, true, 0.0}},
     {3, 331, {1, 2, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_HTD, LAYOUT_BSHD, false, 0.0}},
     {4, 331, {2, 1, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+    {3, 331, {16, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, true, 0.0}},
     {0, 67, {20, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 1.0}},
     {1, 203, {9, 1, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
     {0, 19, {129, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_BHSD, LAYOUT_THD, false, 0.0}},

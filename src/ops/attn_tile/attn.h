@@ -50,9 +50,9 @@ extern const attn_impl cmp_attn_impls[], slc_attn_impls[], win_attn_impls[]; /* 
 bool attn_simt_supports(const attn_problem *p);
 op_fn attn_simt_forward, attn_simt_backward;
 
-/* On Hopper, of cmp and win: attn_sm90.h. */
+/* On Hopper, of cmp and win: attn_sm90.h. Backward of what has no kernel there is attn_simt_backward's. */
 bool attn_sm90_supports(const attn_problem *p);
-op_fn attn_sm90_forward;
+op_fn attn_sm90_forward, attn_sm90_backward;
 
 const attn_impl *attn_choose(const attn_impl *impls, const attn_problem *p);
 

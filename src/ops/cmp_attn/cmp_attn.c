@@ -48,7 +48,7 @@ static void simt_forward(const void *problem, arena *ws)
 const attn_impl cmp_attn_impls[] = {
     {"tile", tile_supports, forward, backward},
 #ifdef NSA_CUDA
-    {"sm90", attn_sm90_supports, sm90_forward, attn_simt_backward},
+    {"sm90", attn_sm90_supports, sm90_forward, attn_sm90_backward},
     {"simt", attn_simt_supports, simt_forward, attn_simt_backward},
 #endif
     {"ref", attn_ref_supports, ref_forward, cmp_attn_ref_backward},

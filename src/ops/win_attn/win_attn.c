@@ -20,7 +20,7 @@ static void backward(const void *problem, arena *ws)
 const attn_impl win_attn_impls[] = {
     {"tile", tile_supports, forward, backward},
 #ifdef NSA_CUDA
-    {"sm90", attn_sm90_supports, attn_sm90_forward, attn_simt_backward},
+    {"sm90", attn_sm90_supports, attn_sm90_forward, attn_sm90_backward},
     {"simt", attn_simt_supports, attn_simt_forward, attn_simt_backward},
 #endif
     {"ref", attn_ref_supports, win_attn_ref_forward, win_attn_ref_backward},

@@ -1,0 +1,497 @@
+/*
+ * Backward of attention over an interval of keys: dq, dk, dv with five products, no atomics on floats, one order of
+ * every sum.
+ *
+ *     s = q k^T    dp = d_o v^T    p = g exp2(scale' s - lse')    ds = p (dp - delta)    (delta = d_o . o, without g)
+ *     dv += p^T d_o    dk += ds^T q    dq += ds k                                        (scale: at the end)
+ *
+ * A block owns a key tile (128 keys of a kv head): k and v stay in shared memory, dk and dv in registers. It walks the
+ * row tiles (64 rows: so many tokens times the heads of the group) that see its keys, a step for each. Consumer
+ * warpgroups take 64 keys each, with keys as rows of s^T = k q^T, so that p^T and ds^T are in registers what the
+ * products for dv and dk want as their first operand:
+ *
+ *     gK, gV -> sK, sV                once
+ *     gQ, gdO, stats -> sQ, sdO ...   a ring of STAGES: barriers full, empty
+ *     sK sQ -> rS -> rP               sV sdO -> rdP -> rdS
+ *     rP sdO -> rdV                   rdS sQ -> rdK
+ *     rdS -> sdS                      [key][row]; DS_BAR: both halves of the keys are there
+ *     sdS sK -> rdQ -> sdQ -> gdQ     half of the channels by each warpgroup; a ring of BUFFERS: dq_full, dq_empty
+ *
+ * One warp of the fourth warpgroup loads, and one for each buffer has the copy engine add a step's dq to float32 in
+ * global memory, when it is the tile's turn: all key tiles that see a row tile add to it in one order (bwd_stats),
+ * which a counter for each row tile keeps. The first one stores, unless dq is added to. Blocks take their work in an
+ * order (a ticket) in which they wait for such only as took theirs before, so that all end. The pieces of a walk
+ * (divide in attn_bwd_sm90.c) add to dk and dv in the same way, the last tokens' first.
+ *
+ * Masks: a step whose rows do not all see all keys selects p and ds. What else could bring an unseen NaN or infinity
+ * into a product is zeroed in shared memory: rows of k and v once, rows of q and d_o in those steps. lse or delta of a
+ * row that is not finite itself makes NaN of all that it sees.
+ *
+ * Numerics: p and ds are rounded to bf16, d_o is not multiplied by the gate before it is used; all else is float32.
+ *
+ * Cost: a step of d 128 is 5.2 M multiply-adds, 2560 cycles of an SM's tensor cores, and moves about 370 KB through
+ * shared memory (2900 cycles at 128 bytes), which binds; through L2 it brings 32 KB and adds 32 KB to dq.
+ *
+ * Measured on an H100 (80GB HBM3), 2026-11-24, medians, 64/4 heads, d 128, random normal inputs, all launches of the
+ * backward together, TFLOP/s by five products:
+ *
+ *     dense, 8k          5.90 ms   466        cmp, 8k     0.93 ms   183        cmp, 64k    25.1 ms   438
+ *     win 512, 8k        1.64 ms   202        win, 64k    9.34 ms   293
+ *
+ * Found by leaving parts out (dense, 8k): that dq is added costs 0.6 ms, its way through shared memory 0.7 ms; turns,
+ * exponentials and DS_BAR nothing. Tried and no faster: dq a step later, for the warpgroups to drift apart; p rounded
+ * before ds, for its registers. Slower: three stages and one buffer of dq (by 14%); all walks of a window from the last
+ * token (13.7 ms), which find nothing in L2. clean_rows costs win 1.6 ms at 64k, cmp 2: a check of q before the walks
+ * would be cheaper.
+ */
+#include "ops/attn_tile/attn_bwd_sm90.cuh"
+
+enum {
+    THREADS = CONSUMERS + WARPGROUP,
+    STAGES = 2,
+    BUFFERS = 2,  /* of dq */
+    TILE_BAR = 1, /* barriers of the consumers */
+    DS_BAR = 2
+};
+
+/* ---- Shared memory */
+
+template <int D_QK, int D_V> struct stage {
+    bf16 q[D_QK / 64][ROWS][64], d_o[D_V / 64][ROWS][64];
+};
+
+template <int D_QK, int D_V> struct tiles {
+    bf16 k[D_QK / 64][KEYS][64], v[D_V / 64][KEYS][64];
+    stage<D_QK, D_V> in[STAGES];
+    bf16 ds[2][KEYS][64];                   /* by turns; [key][row] */
+    float dq[BUFFERS][D_QK / 32][ROWS][32]; /* by turns */
+    bwd_stats stats[STAGES];
+    int32_t token[ROWS]; /* of each row of a tile */
+    key_walk walk;
+    bool found;
+    uint64_t kv_full, full[STAGES], empty[STAGES], dq_full[BUFFERS], dq_empty[BUFFERS];
+};
+
+/* ---- Copies */
+
+/* A row of a sequence as a map's coordinates. */
+static __device__ int32_t row_in(const nsa_tensor &t, int32_t start, int32_t row)
+{
+    return t.stride_seq == 0 ? start + row : row;
+}
+
+static __device__ int32_t seq_in(const nsa_tensor &t, int32_t s)
+{
+    return t.stride_seq == 0 ? 0 : s;
+}
+
+template <int D_QK, int D_V>
+static __device__ void load_tiles(const attn_bwd_sm90 &p, const attn_bwd_maps &maps, tiles<D_QK, D_V> &x)
+{
+    const key_walk &w = x.walk;
+    const attn_simt &a = p.a;
+    mbar_arrive_expect(&x.kv_full, sizeof x.k + sizeof x.v);
+    copy_tile<D_QK>(x.k, KEYS * BOX_ROW, &maps.k, &x.kv_full, w.head, row_in(a.k, w.k_start, w.first),
+                    seq_in(a.k, w.s));
+    copy_tile<D_V>(x.v, KEYS * BOX_ROW, &maps.v, &x.kv_full, w.head, row_in(a.v, w.k_start, w.first), seq_in(a.v, w.s));
+    const uint32_t bytes = (uint32_t)((D_QK + D_V) * 2 * p.tokens * p.heads + sizeof x.stats[0]);
+    step at = first_step(p, w);
+    for (int32_t i = 0, n = n_steps(p, w); i < n; i++, next_step(p, &at)) {
+        const int st = i % STAGES;
+        const int32_t head = w.head * a.cfg.group + at.part * p.heads, row = at.tile * p.tokens;
+        if (i >= STAGES)
+            mbar_wait(&x.empty[st], i / STAGES - 1 & 1);
+        mbar_arrive_expect(&x.full[st], bytes);
+        copy_tile<D_QK>(x.in[st].q, ROWS * BOX_ROW, &maps.q, &x.full[st], head, row_in(a.q, w.q_start, row),
+                        seq_in(a.q, w.s));
+        copy_tile<D_V>(x.in[st].d_o, ROWS * BOX_ROW, &maps.d_o, &x.full[st], head, row_in(a.d_o, w.q_start, row),
+                       seq_in(a.d_o, w.s));
+        copy_bytes(&x.stats[st], &p.stats[row_index(p, w.q_base + at.tile, w.head, at.part)], sizeof x.stats[0],
+                   &x.full[st]);
+    }
+}
+
+static __device__ void wait_turn(const uint32_t *turn, uint32_t mine)
+{
+    uint32_t now;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
+    } while (now < mine);
+    fence_async_global();
+}
+
+static __device__ void end_turn(uint32_t *turn)
+{
+    fence_async_global();
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(turn) : "memory");
+}
+
+/* Boxes to dq; of a sequence's last tokens, which may not fill them, one by one. */
+template <int D_QK>
+static __device__ void send_dq(const attn_bwd_sm90 &p, const attn_bwd_maps &maps, const key_walk &w, const float *boxes,
+                               const step &at, bool stores)
+{
+    const int32_t left = w.n_q - at.tile * p.tokens, n = left < p.tokens ? left : 1;
+    const CUtensorMap *map = left < p.tokens ? &maps.dq_token : &maps.dq;
+    const int32_t head = w.head * p.a.cfg.group + at.part * p.heads, s = seq_in(p.dq, w.s);
+    int32_t row = row_in(p.dq, w.q_start, at.tile * p.tokens);
+#pragma unroll 1
+    for (int32_t end = row + n; row < end; row++, boxes += p.heads * 32)
+#pragma unroll 1
+        for (int c = 0; c < D_QK; c += 32)
+            if (stores)
+                store_box(map, boxes + c * ROWS, c, head, row, s);
+            else
+                add_box(map, boxes + c * ROWS, c, head, row, s);
+}
+
+/* What this block adds to dq, every BUFFERS-th step from `buffer` on: each row tile in its turn. */
+template <int D_QK, int D_V>
+static __device__ void add_dq(const attn_bwd_sm90 &p, const attn_bwd_maps &maps, tiles<D_QK, D_V> &x, int buffer)
+{
+    const key_walk &w = x.walk;
+    step at = first_step(p, w);
+    for (int32_t i = 0, n = n_steps(p, w); i < n; i++, next_step(p, &at)) {
+        if (i % BUFFERS != buffer)
+            continue;
+        const int64_t row = row_index(p, w.q_base + at.tile, w.head, at.part);
+        const int32_t start = p.stats[row].start;
+        const int32_t mine = w.tile >= start ? w.tile - start : w.tile + p.stats[row].wrap;
+        uint32_t *turn = p.turn + row;
+        if (mine > 0)
+            wait_turn(turn, (uint32_t)mine);
+        mbar_wait(&x.dq_full[buffer], i / BUFFERS & 1);
+        send_dq<D_QK>(p, maps, w, x.dq[buffer][0][0], at, mine == 0 && !p.add_dq);
+        stores_commit();
+        stores_wait_read();
+        mbar_arrive(&x.dq_empty[buffer]);
+        stores_wait();
+        end_turn(turn);
+    }
+}
+
+/* ---- Products */
+
+static __device__ bool not_finite(uint32_t two)
+{
+    return (two & 0x7f80U) == 0x7f80U || (two & 0x7f800000U) == 0x7f800000U;
+}
+
+/* Of a row of n boxes of n_rows rows, every `every`-th 16 bytes from `first` on: whether one is not finite. */
+static __device__ bool row_not_finite(const uint4 *boxes, int n, int n_rows, int row, int first, int every)
+{
+    bool bad = false;
+    for (int i = first; i < n * 8; i += every) {
+        const uint4 x = boxes[(i / 8 * n_rows + row) * 8 + i % 8];
+        bad |= not_finite(x.x) || not_finite(x.y) || not_finite(x.z) || not_finite(x.w);
+    }
+    return bad;
+}
+
+static __device__ void clear_row(uint4 *boxes, int n, int n_rows, int row, int first, int every)
+{
+    for (int i = first; i < n * 8; i += every)
+        boxes[(i / 8 * n_rows + row) * 8 + i % 8] = make_uint4(0, 0, 0, 0);
+}
+
+/* Once: rows of k and v that are not finite or not the sequence's become zeros, and rows of q and d_o that no box
+ * fills. */
+template <int D_QK, int D_V> static __device__ void clean_keys(const attn_bwd_sm90 &p, tiles<D_QK, D_V> &x)
+{
+    const int key = (int)threadIdx.x / 2, half = (int)threadIdx.x % 2;
+    uint4 *const boxes[] = {(uint4 *)x.k, (uint4 *)x.v};
+    const int n[] = {D_QK / 64, D_V / 64};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int bad = row_not_finite(boxes[i], n[i], KEYS, key, half, 2);
+        const bool bad_other = __shfl_xor_sync(~0U, bad, 1) != 0;
+        if (bad || bad_other || x.walk.first + key >= x.walk.n_keys)
+            clear_row(boxes[i], n[i], KEYS, key, half, 2);
+    }
+    for (int row = p.tokens * p.heads + threadIdx.x / WARP; row < ROWS; row += CONSUMERS / WARP)
+        for (int st = 0; st < STAGES; st++)
+            clear_row((uint4 *)&x.in[st], (D_QK + D_V) / 64, ROWS, row, lane_index(), WARP);
+    for (int r = threadIdx.x; r < ROWS; r += CONSUMERS)
+        x.token[r] = r / p.heads;
+    fence_async();
+    bar_sync(TILE_BAR, CONSUMERS);
+}
+
+/* The same of a step's rows, of which n are there: those that are not finite give NaN where they see keys. */
+template <int D_QK, int D_V> static __device__ void clean_rows(tiles<D_QK, D_V> &x, int st, int n)
+{
+    const int row = (int)threadIdx.x / 4, quarter = (int)threadIdx.x % 4;
+    int bad = row_not_finite((uint4 *)&x.in[st], (D_QK + D_V) / 64, ROWS, row, quarter, 4);
+    bad |= __shfl_xor_sync(~0U, bad, 1);
+    bad |= __shfl_xor_sync(~0U, bad, 2);
+    if (bad || row >= n)
+        clear_row((uint4 *)&x.in[st], (D_QK + D_V) / 64, ROWS, row, quarter, 4);
+    if (bad && row < n)
+        x.stats[st].lse[row] = NAN;
+    fence_async();
+    bar_sync(TILE_BAR, CONSUMERS);
+}
+
+/* s[64 keys][ROWS] = keys . rows */
+template <int D> static __device__ void multiply(float (&s)[ROWS / 2], const bf16 *keys, const bf16 *rows)
+{
+#pragma unroll
+    for (int c = 0; c < D; c += 16)
+        wgmma<ROWS>(s, further(along_k(keys), c / 64 * KEYS * BOX_ROW + c % 64 * 2),
+                    further(along_k(rows), c / 64 * ROWS * BOX_ROW + c % 64 * 2), c > 0);
+    wgmma_commit();
+}
+
+/* acc[64 keys][D] += p[64 keys][ROWS] rows[ROWS][D] */
+template <int D> static __device__ void accumulate(float (&acc)[D / 2], const uint32_t (&p)[ROWS / 4], const bf16 *rows)
+{
+#pragma unroll
+    for (int j = 0; j < ROWS; j += 16)
+        wgmma<D, 1>(acc, p + j / 4, further(along_mn(rows, ROWS * BOX_ROW), j * BOX_ROW), 1);
+    wgmma_commit();
+}
+
+/* Positions that see a thread's two keys. */
+typedef struct seers {
+    int32_t from[2], past[2];
+} seers;
+
+static __device__ int32_t from_of(const attn_simt &a, int64_t key)
+{
+    return (int32_t)min64(first_seer(a, key), INT32_MAX);
+}
+
+/* s becomes gate p. Rows lie along the columns of s. */
+template <bool MASKED>
+static __device__ void probabilities(float (&s)[ROWS / 2], const bwd_stats &stats, float scale, const int32_t *token,
+                                     int32_t t, const seers &see)
+{
+#pragma unroll
+    for (int i = 0; i < ROWS / 8; i++) {
+        const int row = 8 * i + 2 * (lane_index() % 4);
+        const float2 lse = *(const float2 *)&stats.lse[row], gate = *(const float2 *)&stats.gate[row];
+        const int2 at = MASKED ? *(const int2 *)&token[row] : make_int2(0, 0);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            float e = exp2_fast(fmaf(s[4 * i + j], scale, j % 2 == 0 ? -lse.x : -lse.y));
+            if (MASKED) {
+                const int32_t pos = t + (j % 2 == 0 ? at.x : at.y);
+                e = pos >= see.from[j / 2] && pos < see.past[j / 2] ? e : 0.0F;
+            }
+            s[4 * i + j] = e * (j % 2 == 0 ? gate.x : gate.y);
+        }
+    }
+}
+
+/* dp becomes ds / scale. */
+template <bool MASKED>
+static __device__ void differences(float (&dp)[ROWS / 2], const float (&p)[ROWS / 2], const bwd_stats &stats)
+{
+#pragma unroll
+    for (int i = 0; i < ROWS / 8; i++) {
+        const float2 delta = *(const float2 *)&stats.delta[8 * i + 2 * (lane_index() % 4)];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float prob = p[4 * i + j], ds = prob * (dp[4 * i + j] - (j % 2 == 0 ? delta.x : delta.y));
+            dp[4 * i + j] = MASKED && prob == 0.0F ? 0.0F : ds;
+        }
+    }
+}
+
+template <int N> static __device__ void pack(uint32_t (&to)[N / 2], const float (&from)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N / 2; i++)
+        to[i] = pack2(from[2 * i], from[2 * i + 1]);
+    pin(to);
+}
+
+/* To shared memory as [key][row], from `key` on. */
+static __device__ void store_ds(bf16 (*box)[64], const uint32_t (&ds)[ROWS / 4], int key)
+{
+    const int lane = lane_index();
+    const uint32_t at = shared_address(box) + in_box(key + lane / 8 % 2 * 8 + lane % 8, lane / 16 * 8);
+#pragma unroll
+    for (int i = 0; i < ROWS / 16; i++)
+        store_matrices(at ^ i * 32, ds + 4 * i);
+}
+
+/* dq[64 rows][N channels] = ds^T k, from a channel of k on */
+template <int N>
+static __device__ void multiply_dq(float (&dq)[N / 2], const bf16 (*ds)[64], const bf16 (*k)[KEYS][64], int channel)
+{
+    const uint64_t b = further(along_mn(k[channel / 64], KEYS * BOX_ROW), channel % 64 * 2);
+#pragma unroll
+    for (int j = 0; j < KEYS; j += 16)
+        wgmma<N, 1, 1>(dq, further(along_mn(ds, KEYS * BOX_ROW), j * BOX_ROW), further(b, j * BOX_ROW), j > 0);
+}
+
+/* From that channel on, into boxes of 32. */
+template <int N>
+static __device__ void store_dq(float (*boxes)[ROWS][32], const float (&dq)[N / 2], int channel, float scale)
+{
+    const int lane = lane_index(), row = (int)threadIdx.x % WARPGROUP / WARP * 16 + lane / 4;
+    const uint32_t at = shared_address(boxes[channel / 32]) + in_box(row, lane % 4 * 4);
+#pragma unroll
+    for (int i = 0; i < N / 8; i++)
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"((at ^ i % 4 * 32) + (i / 4 * ROWS + 8 * r) * BOX_ROW),
+                         "f"(dq[4 * i + 2 * r] * scale), "f"(dq[4 * i + 2 * r + 1] * scale)
+                         : "memory");
+}
+
+template <int N> static __device__ void add_sums(float4 *sums, const float (&acc)[N], bool first)
+{
+#pragma unroll
+    for (int i = 0; i < N / 4; i++) {
+        float4 x = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+        if (!first) {
+            const float4 y = __ldcg(sums + i * CONSUMERS);
+            x = make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
+        }
+        sums[i * CONSUMERS] = x;
+    }
+}
+
+template <int D_QK, int D_V> static __device__ void multiply_tiles(const attn_bwd_sm90 &p, tiles<D_QK, D_V> &x)
+{
+    const key_walk &w = x.walk;
+    const int wg = __shfl_sync(~0U, (int)threadIdx.x / WARPGROUP, 0), warp = (int)threadIdx.x / WARP % 4;
+    const int lane = lane_index();
+    const float scale = p.a.cfg.scale, scale_log2 = scale * LOG2_E;
+    /* Positions that see all keys of the tile and have a row; those that see a thread's two keys. */
+    const int32_t all_from = w.first + KEYS <= w.n_keys ? from_of(p.a, w.first + KEYS - 1) : INT32_MAX;
+    const int32_t all_past = (int32_t)min64(past_seer(p.a, w.first), w.n_k);
+    seers see;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int32_t key = w.first + 64 * wg + 16 * warp + lane / 4 + 8 * r;
+        see.from[r] = key < w.n_keys ? from_of(p.a, key) : INT32_MAX;
+        see.past[r] = (int32_t)past_seer(p.a, key);
+    }
+    float dk[D_QK / 2], dv[D_V / 2], s[ROWS / 2], dp[ROWS / 2], dq[D_QK / 4];
+    for (float &y : dk)
+        y = 0.0F;
+    for (float &y : dv)
+        y = 0.0F;
+    mbar_wait(&x.kv_full, 0);
+    clean_keys(p, x);
+    const int32_t n = n_steps(p, w);
+    step at = first_step(p, w);
+    for (int32_t i = 0; i < n; i++, next_step(p, &at)) {
+        const int st = i % STAGES, buffer = i % BUFFERS;
+        const stage<D_QK, D_V> &in = x.in[st];
+        const int32_t t = at.tile * p.tokens + w.shift;
+        const bool masked = t < all_from || t + p.tokens > all_past;
+        mbar_wait(&x.full[st], i / STAGES & 1);
+        if (masked)
+            clean_rows(x, st, (w.n_k - t) * p.heads);
+        wgmma_fence();
+        multiply<D_QK>(s, x.k[0][64 * wg], in.q[0][0]);
+        multiply<D_V>(dp, x.v[0][64 * wg], in.d_o[0][0]);
+        wgmma_wait<1>();
+        pin(s);
+        if (masked)
+            probabilities<true>(s, x.stats[st], scale_log2, x.token, t, see);
+        else
+            probabilities<false>(s, x.stats[st], scale_log2, x.token, t, see);
+        uint32_t prob[ROWS / 4], ds[ROWS / 4];
+        pack(prob, s);
+        wgmma_wait<0>();
+        pin(dp);
+        wgmma_fence();
+        accumulate<D_V>(dv, prob, in.d_o[0][0]);
+        if (masked)
+            differences<true>(dp, s, x.stats[st]);
+        else
+            differences<false>(dp, s, x.stats[st]);
+        pack(ds, dp);
+        store_ds(x.ds[i % 2], ds, 64 * wg + 16 * warp);
+        fence_async();
+        bar_sync(DS_BAR, CONSUMERS);
+        wgmma_fence();
+        multiply_dq<D_QK / 2>(dq, x.ds[i % 2], x.k, wg * D_QK / 2);
+        wgmma_commit();
+        accumulate<D_QK>(dk, ds, in.q[0][0]);
+        wgmma_wait<1>();
+        pin(dv), pin(dq);
+        if (i >= BUFFERS)
+            mbar_wait(&x.dq_empty[buffer], i / BUFFERS - 1 & 1);
+        store_dq<D_QK / 2>(x.dq[buffer], dq, wg * D_QK / 2, scale);
+        fence_async();
+        __syncwarp();
+        if (lane == 0)
+            mbar_arrive(&x.dq_full[buffer]);
+        wgmma_wait<0>();
+        pin(dk);
+        if (lane == 0)
+            mbar_arrive(&x.empty[st]);
+    }
+    float4 *sums = sums_of(p, w);
+    uint32_t *turn = p.k_turn + (int64_t)w.tile * p.a.cfg.c.n_heads_kv + w.head;
+    if (w.turn > 0)
+        wait_turn(turn, (uint32_t)w.turn);
+    add_sums(sums, dk, w.turn == 0);
+    add_sums(sums + D_QK / 8 * CONSUMERS, dv, w.turn == 0);
+    bar_sync(TILE_BAR, CONSUMERS);
+    if (threadIdx.x == 0)
+        end_turn(turn);
+}
+
+template <int D_QK, int D_V>
+static __global__ __launch_bounds__(THREADS, 1) void walk_kernel(const __grid_constant__ attn_bwd_sm90 p,
+                                                                 const __grid_constant__ attn_bwd_maps maps)
+{
+    extern __shared__ __align__(1024) unsigned char shared[];
+    tiles<D_QK, D_V> &x = *(tiles<D_QK, D_V> *)shared;
+    if (threadIdx.x == 0) {
+        mbar_init(&x.kv_full, 1);
+        for (int i = 0; i < STAGES; i++) {
+            mbar_init(&x.full[i], 1);
+            mbar_init(&x.empty[i], CONSUMERS / WARP);
+        }
+        for (int i = 0; i < BUFFERS; i++) {
+            mbar_init(&x.dq_full[i], CONSUMERS / WARP);
+            mbar_init(&x.dq_empty[i], 1);
+        }
+        fence_mbar_init();
+        x.found = find_piece(p, atomicAdd(p.ticket, 1U), &x.walk) && *p.unsound == 0;
+    }
+    __syncthreads();
+    if (!x.found)
+        return;
+    if (threadIdx.x < CONSUMERS) {
+        registers_up<240>();
+        multiply_tiles(p, x);
+    } else {
+        registers_down<24>();
+        const int warp = ((int)threadIdx.x - CONSUMERS) / WARP;
+        if (lane_index() == 0) {
+            if (warp == 0)
+                load_tiles(p, maps, x);
+            else if (warp <= BUFFERS)
+                add_dq(p, maps, x, warp - 1);
+        }
+    }
+}
+
+/* ---- Launches: all instantiations */
+
+template <int D_QK, int D_V>
+static cudaError_t launch(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, cudaStream_t stream)
+{
+    const auto kernel = walk_kernel<D_QK, D_V>;
+    const int bytes = sizeof(tiles<D_QK, D_V>);
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess)
+        return error;
+    const int64_t n_tiles = (int64_t)(p->k_tiles + p->segment - 1) / p->segment * p->segment;
+    kernel<<<(unsigned)(n_tiles * p->n_chunks * p->a.cfg.c.n_heads_kv), THREADS, bytes, stream>>>(*p, *maps);
+    return cudaGetLastError();
+}
+
+int launch_attn_bwd_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream)
+{
+    return p->a.cfg.c.d_qk == 64 ? launch<64, 64>(p, maps, stream) : launch<128, 128>(p, maps, stream);
+}
