@@ -24,7 +24,7 @@ FILE *__real_fopen(const char *path, const char *mode);
 FILE *__wrap_fopen(const char *path, const char *mode);
 int __wrap_cli_write_file(const char *path, const void *data, size_t bytes);
 double __wrap_bench_peak_gflops(const char *isa, nsa_dtype dtype, int32_t n_threads);
-bench_case *__wrap_bench_case_create(const nsa_ctx *ctx, const bench_shape *shape);
+bench_case *__wrap_bench_case_create(const nsa_ctx *ctx, const bench_device *device, const bench_shape *shape);
 
 bool __wrap_corpus_load(corpus *t, const char *const *paths, int32_t n_paths)
 {
@@ -62,8 +62,9 @@ double __wrap_bench_peak_gflops(const char *isa, nsa_dtype dtype, int32_t n_thre
     return 1.0;
 }
 
-bench_case *__wrap_bench_case_create(const nsa_ctx *ctx, const bench_shape *shape)
+bench_case *__wrap_bench_case_create(const nsa_ctx *ctx, const bench_device *device, const bench_shape *shape)
 {
+    (void)device;
     size_t bytes = 0;
     const nsa_cache cache = {.page_size = shape->cfg.slc_block, .dtype = shape->dtype};
     FUZZ_CHECK(nsa_cache_page_bytes(ctx, &shape->cfg, &cache, &bytes) == NSA_OK);
