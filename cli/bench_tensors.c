@@ -83,10 +83,11 @@ static void *take_copy(bench_tensors *m, int64_t count, size_t size, void *here)
 
 int32_t *bench_take_cu(bench_tensors *m, int32_t n, int32_t step)
 {
-    int32_t *here = lm_alloc_zeroed(size_of((int64_t)n + 1, sizeof *here));
+    const int64_t count = i64_add(n, 1);
+    int32_t *here = lm_alloc_zeroed(size_of(count, sizeof *here));
     for (int32_t s = 0; here != NULL && s <= n; s++)
         here[s] = s * step;
-    return take_copy(m, (int64_t)n + 1, sizeof *here, here);
+    return take_copy(m, count, sizeof *here, here);
 }
 
 void bench_tensors_free(bench_tensors *m)

@@ -59,7 +59,7 @@ int tensor_map(CUtensorMap *map, const nsa_tensor *t, const map_rows *rows, int3
     PFN_cuTensorMapEncodeTiled_v12000 encode = NULL;
     const cudaError_t error = find_encoder(&encode);
     if (error != cudaSuccess)
-        return error;
+        return (int)error;
     const bool f32 = t->dtype == NSA_F32;
     map_dim dims[3];
     dims_of(t, rows, dims);

@@ -69,7 +69,7 @@ static void divide(attn_bwd_sm90 *x, const attn_problem *p)
     x->chunk = (int32_t)longest;
     if (x->from_end) {
         const int64_t work = x->q_tiles * n_heads * (rows_of_keys(p, 1).max / BWD_KEYS + 1) / 2;
-        const int64_t piece = max_i64(SHORTEST_PIECE, min_i64(work / (2 * SMS), LONGEST_PIECE));
+        const int64_t piece = max_i64(SHORTEST_PIECE, min_i64(work / 2 / SMS, LONGEST_PIECE));
         x->chunk = (int32_t)div_up(longest, div_up(longest, piece));
     } else {
         const int64_t seen = (window + x->tokens - 2) / BWD_KEYS + 2; /* key tiles that a row tile sees, at most */
@@ -96,7 +96,7 @@ static attn_bwd_sm90 take(const attn_problem *p, arena *ws)
         x.dq = nsa_packed(dq, NSA_F32, c->n_heads_q, c->d_qk);
         x.add_dq = false;
     }
-    const int64_t n_rows = i64_mul(x.q_tiles, c->n_heads_kv * x.parts);
+    const int64_t n_rows = i64_mul(x.q_tiles, (int64_t)c->n_heads_kv * x.parts);
     x.stats = arena_take(ws, n_rows, sizeof *x.stats);
     const int64_t n_walks = i64_mul(x.k_tiles, c->n_heads_kv), n_words = n_rows + n_walks + 2;
     x.sums = arena_take(ws, n_walks, BWD_KEYS * (size_t)(c->d_qk + c->d_v) * sizeof(float));
