@@ -55,6 +55,7 @@ static const scenario scenarios[] = {
     {0, 67, {20, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 1.0}},
     {1, 203, {9, 1, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
     {0, 19, {129, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_BHSD, LAYOUT_THD, false, 0.0}},
+    {1, 203, {3, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
 };
 enum { N_SCENARIOS = sizeof scenarios / sizeof *scenarios, TENSOR_CORES = 22 /* the first of those */ };
 

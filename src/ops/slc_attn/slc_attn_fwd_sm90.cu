@@ -53,7 +53,7 @@ enum {
 /* How tokens and heads are dealt out. */
 typedef struct deal {
     int32_t warps;    /* of a block of threads */
-    int32_t together; /* tokens of a warp */
+    int32_t together; /* tokens of a warp: a power of two, so that their bits in `wanted` lie in one word */
     int32_t splits;   /* warps of a token, which share its group in 16s */
     int32_t rounds;   /* blocks of threads of a tile: more than 1 if a group needs more warps than one has */
     int32_t tile;     /* tokens */
@@ -555,7 +555,9 @@ static deal deal_out(const slc_fwd_sm90 &p, int warps, int keys)
 {
     deal d;
     d.warps = warps;
-    d.together = p.cfg.group < HEADS ? HEADS / p.cfg.group : 1;
+    d.together = 1;
+    while (2 * d.together * p.cfg.group <= HEADS)
+        d.together *= 2;
     d.splits = (p.cfg.group + HEADS - 1) / HEADS;
     d.rounds = (d.splits + warps - 1) / warps;
     d.splits = (d.splits + d.rounds - 1) / d.rounds;
