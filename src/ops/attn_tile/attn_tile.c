@@ -101,8 +101,10 @@ static void enter(attn_tile *t, int32_t s, int32_t head)
     t->k = rows_of(&t->p->k, s, head);
     t->v = rows_of(&t->p->v, s, head);
     const int64_t skipped = t->v_from * (int64_t)dtype_size(t->v.dtype);
-    t->v.plain += t->v.plain == NULL ? 0 : skipped;
-    t->v.ring += t->v.ring == NULL ? 0 : skipped;
+    if (t->v.plain != NULL)
+        t->v.plain += skipped;
+    if (t->v.ring != NULL)
+        t->v.ring += skipped;
     t->v.offset += skipped;
 }
 
