@@ -35,8 +35,9 @@ rows rows_of(const row_source *src, int32_t s, int32_t head)
 const void *rows_run(const rows *x, int64_t r, int64_t n, int64_t *stride_bytes)
 {
     const bool cached = r < x->split;
-    const int64_t together = x->pages != NULL ? x->page_rows : x->ring_rows;
-    if (cached && (r + n > x->split || r % together + n > together))
+    const bool paged = x->pages != NULL;
+    const int64_t together = paged ? x->page_rows : x->ring_rows, i = paged ? r + x->page_skip : r;
+    if (cached && (r + n > x->split || i % together + n > together))
         return NULL;
     *stride_bytes = cached ? x->row_bytes : x->stride_bytes;
     return rows_at(x, r);

@@ -122,6 +122,34 @@ static void test_far_apart(void **state)
         }
 }
 
+/* A page holds whole blocks of keys, which kernels read where they lie. */
+static void test_large_pages(void **state)
+{
+    (void)state;
+    enum { LARGE = 256, LAST = 6 };
+    static const seq_lengths long_ones[MAX_SEQS] = {{607, 607}, {256, 256}, {300, 300}};
+    static const nsa_shape of[] = {{2, 2, 32, 64, NSA_F32, LAYOUT_THD, false, false, NSA_PHI_MEAN, false},
+                                   {4, 1, 64, 32, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_MEAN, true}};
+    nsa_ctx contexts[MAX_CONTEXTS];
+    const int n_contexts = nsa_contexts(contexts, 2);
+    for (int x = 0; x < n_contexts; x++)
+        for (int i = 0; i < 2; i++) {
+            testlib_reset();
+            test_note("%s, shape %d", nsa_ctx_isa(&contexts[x]), i);
+            rng r = rng_new();
+            const nsa_batch batch = batch_of(long_ones, MAX_SEQS);
+            nsa_case whole;
+            nsa_case_init(&whole, &blocks, &batch, &of[i], &r);
+            run_forward(&contexts[x], &whole, &whole.fwd);
+            generation g;
+            generation_start(&g, &contexts[x], &whole, LARGE, MAX_DRAFT, SPARE_PAGES, &r);
+            const int32_t first[MAX_SEQS] = {long_ones[0].q - LAST, long_ones[1].q - LAST, long_ones[2].q - LAST};
+            generation_step(&g, first, false);
+            for (int step = 0; step < LAST; step++)
+                generation_step(&g, (const int32_t[MAX_SEQS]){1, 1, 1}, true);
+        }
+}
+
 static void test_drafts_and_drops(void **state)
 {
     (void)state;
@@ -136,5 +164,5 @@ static void test_chunks_and_drops(void **state)
 
 const test_case test_cases[] = {
     TEST(test_token_by_token),   TEST(test_chunks),    TEST(test_whole_at_once), TEST(test_drafts_and_drops),
-    TEST(test_chunks_and_drops), TEST(test_far_apart), {NULL, NULL, NULL},
+    TEST(test_chunks_and_drops), TEST(test_far_apart), TEST(test_large_pages),   {NULL, NULL, NULL},
 };
