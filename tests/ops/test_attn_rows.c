@@ -111,6 +111,7 @@ static void compare(const cache *x, const nsa_ctx *ctx, const attn_impl *impl)
         .slc_idx = c->slc_idx.t,
         .o = got.o.t,
         .lse = got.lse.t,
+        .branch = c->op->branch,
     };
     static const int32_t n_threads[] = {2, 20, 40}; /* of 20 two share a tile, of 40 four */
     for (int i = 0; i < 3; i++) {

@@ -556,7 +556,7 @@ static void store_keys(attn_tile *t, int64_t i)
     int64_t b;
     key_blocks_find(keys, i % keys->n_blocks, &s, &b);
     const int64_t first = first_key(keys, b), n = min_i64(keys_in_block(keys, b), key_blocks_keys(keys, s).hi - first);
-    for (int64_t j = 0; j < n; j++) {
+    for (int64_t j = max_i64(0, -first); j < n; j++) {
         const int64_t row = i * keys->lanes + j;
         store_row(t, tensor_at(&p->dk, s, p->k.cu[s] / p->k.start_div, first + j, head), p->dk.dtype,
                   t->dk + row * keys->ld_k, p->cfg->d_qk, p->add_dk);

@@ -63,6 +63,8 @@ key_blocks key_blocks_carve(const attn_problem *p, tile_pass pass, visible_fn *v
     const simd_attn *attn = attn_operands(p);
     key_blocks kb = {.p = p, .attn = attn, .pass = pass, .visible = visible, .period = period, .ahead = ahead};
     kb.per_period = (period + KEY_BLOCK - 1) / KEY_BLOCK;
+    if (p->branch == NSA_CMP)
+        kb.skip = (p->cfg->cmp_block / p->cfg->cmp_stride - 1) % KEY_BLOCK;
     kb.lanes = pad_rows(min_i64(period, KEY_BLOCK));
     kb.units_qk = (p->cfg->d_qk + attn->pack - 1) / attn->pack;
     kb.units_v = (p->cfg->d_v + attn->pack - 1) / attn->pack;

@@ -12,8 +12,9 @@
  *
  *     k_units  [lanes][ld_units]
  *
- * Bounds between blocks are multiples of `period` and of KEY_BLOCK within each period: of the branch, not of a tile or
- * chunk.
+ * Bounds between blocks are multiples of `period` and of KEY_BLOCK within each period, less `skip`: of the branch, not
+ * of a tile or chunk. Compressed keys lie in a cache's pages after page_skip others (core/rows.h); as many are left out
+ * of the first block of cmp, so that a block does not lie in two pages.
  */
 #ifndef NSA_OPS_KEY_BLOCKS_H
 #define NSA_OPS_KEY_BLOCKS_H
@@ -42,6 +43,7 @@ typedef struct key_blocks {
     tile_pass pass;
     visible_fn *visible;
     int64_t period, per_period; /* keys, blocks */
+    int64_t skip;
     int64_t lanes;
     int64_t units_qk, units_v;             /* of a row */
     int64_t ld_k, ld_v;                    /* of rows: at least a multiple of 2*SIMD_PAD */
@@ -67,12 +69,14 @@ key_blocks key_blocks_carve(const attn_problem *p, tile_pass pass, visible_fn *v
 
 static inline int64_t block_of_key(const key_blocks *kb, int64_t key)
 {
-    return key / kb->period * kb->per_period + key % kb->period / KEY_BLOCK;
+    const int64_t i = key + kb->skip;
+    return i / kb->period * kb->per_period + i % kb->period / KEY_BLOCK;
 }
 
+/* Below 0 for the first block where there is a skip. */
 static inline int64_t first_key(const key_blocks *kb, int64_t block)
 {
-    return block / kb->per_period * kb->period + block % kb->per_period * KEY_BLOCK;
+    return block / kb->per_period * kb->period + block % kb->per_period * KEY_BLOCK - kb->skip;
 }
 
 static inline int64_t keys_in_block(const key_blocks *kb, int64_t block)

@@ -56,11 +56,14 @@ static void sum_heads(const attn_tile *t, int64_t i, int64_t n_slc, const scratc
     const attn_problem *p = t->p;
     const int64_t before = per_cmp(p->cfg) - 1, visible = t->sees[i].hi;
     memset(x->sum, 0, (size_t)(before + n_slc * per_slc(p->cfg) + SIMD_PAD) * sizeof *x->sum);
+    const int64_t end = visible == 0 ? 0 : block_of_key(t->keys, visible - 1) + 1;
     for (int64_t h = 0; h < t->group; h++) {
         const float *lse = tile_query_at(t, &p->lse, i, h);
-        for (int64_t b = 0; b * KEY_BLOCK < visible; b++)
-            p->ctx->simd->add_exp(x->sum + before + b * KEY_BLOCK, tile_kept(t, b, i * t->group + h),
-                                  min_i64(KEY_BLOCK, visible - b * KEY_BLOCK), t->scale, *lse);
+        for (int64_t b = 0; b < end; b++) {
+            const int64_t first = first_key(t->keys, b), from = max_i64(0, -first);
+            p->ctx->simd->add_exp(x->sum + before + first + from, tile_kept(t, b, i * t->group + h) + from,
+                                  min_i64(KEY_BLOCK, visible - first) - from, t->scale, *lse);
+        }
     }
 }
 
