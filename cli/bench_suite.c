@@ -186,34 +186,53 @@ bench_shape bench_shape_of(const bench_run *r, int32_t heads_q, int32_t heads_kv
     return s;
 }
 
-/* Dense attention at each length, or at the ends alone. */
-static int training(bench_run *r, int32_t d_qk, int32_t d_v, bool all)
+typedef struct items_at {
+    int32_t seqlen;
+    const bench_item *items;
+    int n;
+} items_at;
+
+/* Of 16/1 heads. */
+static int training(bench_run *r, int32_t d_qk, int32_t d_v, const items_at *at, int n)
 {
-    static const bench_item every[] = {
+    int exit_code = CLI_OK;
+    for (int i = 0; i < n && exit_code == CLI_OK; i++) {
+        const bench_shape shape = bench_shape_of(r, 16, 1, d_qk, d_v, NSA_BF16, at[i].seqlen);
+        exit_code = bench_items(r, &shape, at[i].items, at[i].n);
+    }
+    return exit_code;
+}
+
+/* Dense attention, a minute at 64k, takes most of the time: what nothing is compared with is left out there. */
+static int training_128(bench_run *r)
+{
+    static const bench_item all[] = {
         {BENCH_FORWARD, BENCH_DENSE},     {BENCH_FORWARD, BENCH_ONEDNN}, {BENCH_FORWARD, BENCH_NSA},
         {BENCH_FORWARD_GIVEN, BENCH_NSA}, {BENCH_COMPRESS, BENCH_NSA},   {BENCH_CMP_ATTN, BENCH_NSA},
         {BENCH_SELECT, BENCH_NSA},        {BENCH_SLC_ATTN, BENCH_NSA},   {BENCH_WIN_ATTN, BENCH_NSA},
         {BENCH_GATE, BENCH_NSA},          {BENCH_BACKWARD, BENCH_NSA},
     };
-    static const bench_item ends[] = {{BENCH_FORWARD, BENCH_DENSE},
-                                      {BENCH_FORWARD, BENCH_ONEDNN},
-                                      {BENCH_FORWARD, BENCH_NSA},
-                                      {BENCH_BACKWARD, BENCH_NSA}};
-    static const bench_item nsa[] = {{BENCH_FORWARD, BENCH_NSA}, {BENCH_BACKWARD, BENCH_NSA}};
-    static const int32_t lengths[] = {8192, 16384, 32768, 65536};
-    enum { MAX_BACKWARD = 32768 };
-    int exit_code = CLI_OK;
-    for (int i = 0; i < ARGS_COUNT(lengths) && exit_code == CLI_OK; i++) {
-        const bench_shape shape = bench_shape_of(r, 16, 1, d_qk, d_v, NSA_BF16, lengths[i]);
-        const int backward = lengths[i] <= MAX_BACKWARD ? 0 : 1; /* the last item of each */
-        if (all)
-            exit_code = bench_items(r, &shape, every, ARGS_COUNT(every) - backward);
-        else if (i == 0 || i == ARGS_COUNT(lengths) - 1)
-            exit_code = bench_items(r, &shape, ends, ARGS_COUNT(ends) - backward);
-        else
-            exit_code = bench_items(r, &shape, nsa, ARGS_COUNT(nsa) - backward);
-    }
-    return exit_code;
+    static const bench_item forward[] = {
+        {BENCH_FORWARD, BENCH_DENSE}, {BENCH_FORWARD, BENCH_NSA}, {BENCH_FORWARD_GIVEN, BENCH_NSA}};
+    static const items_at at[] = {{8192, all, ARGS_COUNT(all)},
+                                  {16384, all, ARGS_COUNT(all)},
+                                  {32768, all, ARGS_COUNT(all)},
+                                  {65536, forward, ARGS_COUNT(forward)}};
+    return training(r, 128, 128, at, ARGS_COUNT(at));
+}
+
+static int training_192(bench_run *r)
+{
+    static const bench_item all[] = {{BENCH_FORWARD, BENCH_DENSE},
+                                     {BENCH_FORWARD, BENCH_ONEDNN},
+                                     {BENCH_FORWARD, BENCH_NSA},
+                                     {BENCH_BACKWARD, BENCH_NSA}};
+    static const bench_item both[] = {{BENCH_FORWARD, BENCH_NSA}, {BENCH_BACKWARD, BENCH_NSA}};
+    static const items_at at[] = {{8192, all, ARGS_COUNT(all)},
+                                  {16384, both, ARGS_COUNT(both)},
+                                  {32768, both, ARGS_COUNT(both)},
+                                  {65536, both, 1}};
+    return training(r, 192, 128, at, ARGS_COUNT(at));
 }
 
 static int decoding(bench_run *r, int32_t d_qk, int32_t d_v)
@@ -326,16 +345,6 @@ static int train_steps(bench_run *r)
             bench_report_add(r->report, r->ctx, x);
         }
     return CLI_OK;
-}
-
-static int training_128(bench_run *r)
-{
-    return training(r, 128, 128, true);
-}
-
-static int training_192(bench_run *r)
-{
-    return training(r, 192, 128, false);
 }
 
 static int decoding_128(bench_run *r)

@@ -108,11 +108,20 @@ static void enter(attn_tile *t, int32_t s, int32_t head)
     t->v.offset += skipped;
 }
 
-/* All rows of x, a query tensor. */
+/* All rows of x, a query tensor; a token's rows are fetched while those of the ones before it are loaded. */
 static void load_rows(const attn_tile *t, float *to, int64_t ld, const nsa_tensor *x, int64_t d)
 {
-    for (int64_t r = 0; r < t->n_tokens * t->group; r++)
-        load_units(t->p->ctx, t->attn, to + r * ld, tile_query_at(t, x, r / t->group, r % t->group), x->dtype, d, ld);
+    enum { AHEAD = 4 };
+    const int64_t bytes = d * (int64_t)dtype_size(x->dtype);
+    for (int64_t i = 0; i < t->n_tokens; i++)
+        for (int64_t h = 0; h < t->group; h++) {
+            if (i + AHEAD < t->n_tokens) {
+                const char *later = tile_query_at(t, x, i + AHEAD, h);
+                for (int64_t at = 0; at < bytes; at += SIMD_PAD_BYTES)
+                    __builtin_prefetch(later + at);
+            }
+            load_units(t->p->ctx, t->attn, to + (i * t->group + h) * ld, tile_query_at(t, x, i, h), x->dtype, d, ld);
+        }
 }
 
 /* delta = gate * (do . o): the diagonal of a product, by the kernel that makes dp, so that in a row with a single key,
