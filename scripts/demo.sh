@@ -28,7 +28,7 @@ scripts/kjv.sh "$text"
 for attention in nsa dense; do
     say "training: attention $attention"
     "$nsa" train --attention "$attention" --data "$text" --out "$out/$attention" --log "$out/$attention.jsonl" \
-        --batch 4 --steps 400 --needle-share 0.6
+        --batch 4 --steps 500 --needle-share 0.8
 done
 
 say "losses on held-out text, nats per byte"
