@@ -222,13 +222,20 @@ static void store_rows(const cache_problem *p, cache_part part, int32_t s, int32
         memcpy((void *)(uintptr_t)rows_at(&to, r), tensor_at(x, s, x_start, r - x_first, head), (size_t)to.row_bytes);
 }
 
+enum { TILE = 64 };
+
+/* That copy the new tokens: one wakes no other for less than a tile. */
+static int copying_threads(const cache_problem *p)
+{
+    return (int)min_i64(p->ctx->n_threads, max_i64(1, n_tiles(p->args->total, p->args->n_seqs, TILE)));
+}
+
 static void append_to_pages(const cache_problem *p)
 {
-    enum { TILE = 64 };
     const nsa_cache_args *args = p->args;
     const int b = p->cache->shared_kv != 0 ? 0 : NSA_SLC;
     const int32_t *cu = args->cu_seqlens;
-#pragma omp parallel for num_threads(p->ctx->n_threads) schedule(static)
+#pragma omp parallel for num_threads(copying_threads(p)) schedule(static)
     for (int64_t i = 0; i < n_tiles(args->total, args->n_seqs, TILE); i++) {
         int32_t s;
         int64_t first;
@@ -307,7 +314,7 @@ static void append_to_rings(const cache_problem *p)
     const nsa_cache_args *args = p->args;
     const int32_t *cu = args->cu_seqlens;
     const nsa_tensor *from[] = {&args->k[NSA_CMP], &args->v[NSA_CMP], &args->k[NSA_WIN], &args->v[NSA_WIN]};
-#pragma omp parallel for collapse(2) num_threads(p->ctx->n_threads) schedule(static)
+#pragma omp parallel for collapse(2) num_threads(copying_threads(p)) schedule(static)
     for (int32_t s = 0; s < args->n_seqs; s++)
         for (int32_t h = 0; h < p->cfg->n_heads_kv; h++) {
             const int64_t old = header_of(p, s)->length, length = new_length(p, s);
