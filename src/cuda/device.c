@@ -2,7 +2,7 @@
 
 #ifdef NSA_CUDA
 
-#include "cuda/simt.h"
+#include "cuda/simt_args.h"
 
 #include <cuda_runtime_api.h>
 
@@ -83,7 +83,8 @@ void cuda_launched(arena *ws, const char *what, int error)
 void cuda_copy(nsa_tensor from, nsa_tensor to, const int32_t *cu, int32_t n_seqs, int64_t total, int32_t max_seqlen,
                int32_t n_heads, int32_t d, arena *ws)
 {
-    const copy_simt p = {n_seqs, max_seqlen, n_heads, d, total, cu, from, to};
+    const bool whole = simt_whole_chunks(&from, d) && simt_whole_chunks(&to, d);
+    const copy_simt p = {n_seqs, max_seqlen, n_heads, d, total, cu, from, to, whole};
     cuda_launched(ws, "rounding of a gradient", launch_copy(&p, ws->stream));
 }
 

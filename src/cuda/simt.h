@@ -29,12 +29,15 @@ typedef struct simt_config {
     float scale;
 } simt_config;
 
+enum { SIMT_CHUNK = 8 }; /* channels of a row that a lane has, where bytes are what counts: cuda/chunks.cuh */
+
 /* Every row of `from` into `to`, of any two types. */
 typedef struct copy_simt {
     int32_t n_seqs, max, n_heads, d;
     int64_t total;
     const int32_t *cu;
     nsa_tensor from, to;
+    bool whole; /* their rows are whole chunks */
 } copy_simt;
 
 NSA_LAUNCH launch_copy(const copy_simt *p, nsa_stream stream);

@@ -21,4 +21,12 @@ static inline simt_config simt_config_of(const nsa_config *cfg)
     return (simt_config){.c = *cfg, .group = config_group(cfg), .scale = (float)config_scale(cfg)};
 }
 
+/* Whether every row of d channels is whole chunks (cuda/chunks.cuh) that lie on 16 bytes, or there are none. */
+static inline bool simt_whole_chunks(const nsa_tensor *t, int64_t d)
+{
+    const int64_t n = 16 / (int64_t)dtype_size(t->dtype);
+    return t->data == NULL || ((uintptr_t)t->data % 16 == 0 && d % SIMT_CHUNK == 0 && t->stride_seq % n == 0 &&
+                               t->stride_token % n == 0 && t->stride_head % n == 0);
+}
+
 #endif

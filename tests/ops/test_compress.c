@@ -30,6 +30,8 @@ static const compress_shape shapes[] = {
     {NSA_PHI_MLP, 6, 3, 71, 2, 33, 70, true, true, NSA_BF16, NSA_F32, LAYOUT_BSHD, LAYOUT_THD},
     {NSA_PHI_MLP, 4, 4, 29, 2, 12, 530, false, false, NSA_F16, NSA_F16, LAYOUT_HTD, LAYOUT_HTD},
     {NSA_PHI_MLP, 32, 16, 300, 1, 32, 1, false, false, NSA_F32, NSA_F32, LAYOUT_THD, LAYOUT_THD},
+    {NSA_PHI_MEAN, 32, 16, 300, 3, 128, 0, false, false, NSA_BF16, NSA_F32, LAYOUT_THD, LAYOUT_THD},
+    {NSA_PHI_MEAN, 8, 2, 83, 70, 40, 0, false, false, NSA_F16, NSA_F32, LAYOUT_GAPS, LAYOUT_THD},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -266,8 +268,8 @@ static void test_bad_tokens(void **state)
 {
     (void)state;
     rng r = rng_new();
-    const int chosen[] = {0, 1, 5, 6, 10, 13, 16, 17};
-    for (int i = 0; i < 8; i++) {
+    const int chosen[] = {0, 1, 5, 6, 10, 13, 16, 17, 20};
+    for (int i = 0; i < 9; i++) {
         compress_case c;
         start_case(&c, chosen[i], &r);
         each_impl(&c, chosen[i], 2, compare_tail, NULL);
@@ -356,8 +358,8 @@ static void test_as_a_cache(void **state)
 {
     (void)state;
     rng r = rng_new();
-    const int chosen[] = {0, 1, 5, 6, 9, 13, 16, 17};
-    for (int i = 0; i < 8; i++) {
+    const int chosen[] = {0, 1, 5, 6, 9, 13, 16, 17, 20};
+    for (int i = 0; i < 9; i++) {
         compress_case c;
         start_case(&c, chosen[i], &r);
         each_impl(&c, chosen[i], 2, compare_with_whole, NULL);

@@ -17,6 +17,8 @@ static const shape shapes[] = {
     {2, 33, NSA_F16, NSA_F16, LAYOUT_HTD, LAYOUT_ONE_TOKEN, LAYOUT_BSHD},
     {1, 1, NSA_BF16, NSA_BF16, LAYOUT_ONE_HEAD, LAYOUT_GAPS, LAYOUT_THD},
     {2, 9, NSA_F32, NSA_F32, LAYOUT_ONE_TOKEN, LAYOUT_HTD, LAYOUT_HTD},
+    {6, 128, NSA_BF16, NSA_F32, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD},
+    {70, 40, NSA_F16, NSA_F16, LAYOUT_THD, LAYOUT_GAPS, LAYOUT_BHSD},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -179,8 +181,10 @@ static void test_same_bits_in_every_layout(void **state)
     rng r = rng_new();
     nsa_ctx contexts[MAX_CONTEXTS];
     const int n_contexts = test_contexts(contexts, 2);
-    for (int as = LAYOUT_THD; as < n_test_layouts(); as++) {
-        const shape sh = {3, 20, NSA_BF16, NSA_F32, (layout)as, (layout)as, output_layout((layout)as)};
+    for (int i = 0; i < 2 * n_test_layouts(); i++) { /* rows of whole 16 bytes, and others */
+        const int as = i / 2;
+        const shape sh = {3,          i % 2 == 0 ? 20 : 24,     NSA_BF16, NSA_F32, (layout)as,
+                          (layout)as, output_layout((layout)as)};
         gate_case c;
         case_init(&c, &sh, &r);
         gate_case packed = c;

@@ -12,7 +12,7 @@
  *     compress_ref.c    the oracle
  *     compress_dense.c  linear and mlp: matrix products over tiles of blocks, no copy of overlapping blocks
  *     compress_pool.c   mean and both gated kinds: weighted sums of a block's rows
- *     compress_simt.c   all five on CUDA, with compress_dense_simt.cu and compress_pool_simt.cu
+ *     compress_simt.c   all five on CUDA, with compress_{mean,dense,pool}_simt.cu
  */
 #ifndef NSA_OPS_COMPRESS_H
 #define NSA_OPS_COMPRESS_H

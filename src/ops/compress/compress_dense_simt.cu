@@ -12,15 +12,8 @@
 
 static __global__ __launch_bounds__(THREADS) void rows_kernel(const __grid_constant__ compress_simt_args p, int64_t n)
 {
-    const nsa_config &c = p.cfg.c;
-    for (int64_t r = first_element(); r < n; r += element_stride()) {
-        const int32_t s = seq_of_row(p.seqs.cu_k, p.seqs.n, c.cmp_stride, r);
-        const seq_range k = seq_k(p.seqs, s);
-        const int64_t i = r - k.start / c.cmp_stride;
-        const bool made = i >= 0 && i < n_cmp_seen(c, k.n - 1);
-        const cmp_row row = {made ? s : -1, (int32_t)k.start, (int32_t)i};
-        p.rows[r] = row;
-    }
+    for (int64_t r = first_element(); r < n; r += element_stride())
+        p.rows[r] = row_at(p, r);
 }
 
 static __global__ __launch_bounds__(THREADS) void tokens_kernel(const __grid_constant__ compress_simt_args p, int64_t n)
@@ -30,14 +23,14 @@ static __global__ __launch_bounds__(THREADS) void tokens_kernel(const __grid_con
         const int32_t s = seq_of_row(p.seqs.cu_k, p.seqs.n, 1, i);
         const seq_range k = seq_k(p.seqs, s);
         const int64_t t = i - k.start;
-        const int64_t first = t < c.cmp_block ? 0 : (t - c.cmp_block) / c.cmp_stride + 1;
-        const int64_t end = min64(t / c.cmp_stride + 1, n_cmp_seen(c, k.n - 1));
-        const cmp_token token = {t >= 0 && t < k.n ? s : -1,
+        const bool is = t >= 0 && t < k.n;
+        const block_range blocks = blocks_of(c, is ? (int32_t)t : 0, (int32_t)n_cmp_seen(c, k.n - 1));
+        const cmp_token token = {is ? s : -1,
                                  (int32_t)k.start,
                                  (int32_t)t,
-                                 (int32_t)(k.start / c.cmp_stride + first),
-                                 (int32_t)max64(0, end - first),
-                                 (int32_t)(t - first * c.cmp_stride)};
+                                 (int32_t)(k.start / c.cmp_stride) + blocks.first,
+                                 blocks.end - blocks.first,
+                                 (int32_t)t - blocks.first * c.cmp_stride};
         p.tokens[i] = token;
     }
 }

@@ -1,5 +1,5 @@
 /*
- * mean, gated_token and gated_channel: weighted sums of a block's rows. A token's logits, x w1, are the same in all of
+ * gated_token and gated_channel: weighted sums of a block's rows. A token's logits, x w1, are the same in all of
  * its blocks and made once; only the bias differs. Column of channel c: c, or 0 of gated_token.
  *
  *     a_r = exp(logit_r + b1_r - max) / sum      y_c = sum_r a_r x_rc
@@ -8,11 +8,6 @@
  *     dw1 = sum over tokens of x^T (sum over its blocks of dlogit)      db1_r = sum over blocks of dlogit_r
  */
 #include "ops/compress/compress_simt.cuh"
-
-static __device__ bool is_mean(const compress_simt_args &p)
-{
-    return p.phi.kind == NSA_PHI_MEAN;
-}
 
 static __device__ int64_t column_of(const compress_simt_args &p, int64_t c)
 {
@@ -61,10 +56,10 @@ static __global__ __launch_bounds__(THREADS) void forward_kernel(const __grid_co
         const cmp_row row = p.rows[i / p.d / p.cfg.c.n_heads_kv];
         if (row.s < 0)
             continue;
-        const float max = is_mean(p) ? 0.0F : max_logit(p, row, head, column_of(p, c));
+        const float max = max_logit(p, row, head, column_of(p, c));
         float sum = 0.0F, y = 0.0F;
         for (int64_t r = 0; r < p.cfg.c.cmp_block; r++) {
-            const float a = is_mean(p) ? 1.0F : expf(logit_of(p, row, head, r, column_of(p, c)) - max);
+            const float a = expf(logit_of(p, row, head, r, column_of(p, c)) - max);
             sum += a;
             y = fmaf(a, x_of(p, row, head, r, c), y);
         }
@@ -122,8 +117,6 @@ static __global__ __launch_bounds__(THREADS) void stats_kernel(const __grid_cons
 /* The weight of token r in row number `at`. */
 static __device__ float weight_of(const compress_simt_args &p, int64_t at, int64_t head, int64_t r, int64_t column)
 {
-    if (is_mean(p))
-        return 1.0F / (float)p.cfg.c.cmp_block;
     const float *stats = p.stats + 3 * ((at * p.cfg.c.n_heads_kv + head) * p.width + column);
     return expf(logit_of(p, p.rows[at], head, r, column) - stats[0]) / stats[1];
 }
@@ -163,7 +156,7 @@ static __global__ __launch_bounds__(THREADS) void dx_kernel(const __grid_constan
             const int64_t at = token.first_row + b, r = token.place - b * p.cfg.c.cmp_stride;
             dx = fmaf(weight_of(p, at, head, r, column_of(p, c)), dy_of(p, p.rows[at], head, c), dx);
         }
-        for (int64_t j = 0; j < p.width && !is_mean(p) && token.n_rows > 0; j++)
+        for (int64_t j = 0; j < p.width && token.n_rows > 0; j++)
             dx = fmaf(p.dlogits[token_head * p.width + j],
                       param(p, p.phi.w1, head, (int64_t)p.d * p.width, c * p.width + j), dx);
         store_dx(p, token, head, c, dx);
@@ -206,8 +199,7 @@ int launch_compress_pool(const compress_simt_args *p, nsa_stream stream)
 {
     const int64_t n_heads = p->cfg.c.n_heads_kv;
     cudaError_t error = cudaSuccess;
-    if (p->phi.kind != NSA_PHI_MEAN)
-        LAUNCH_EACH(error, logits_kernel, p->seqs.total_k * n_heads * p->width, *p, stream);
+    LAUNCH_EACH(error, logits_kernel, p->seqs.total_k * n_heads * p->width, *p, stream);
     LAUNCH_EACH(error, forward_kernel, p->n_rows * n_heads * p->d, *p, stream);
     return error;
 }
@@ -216,15 +208,13 @@ int launch_compress_pool_backward(const compress_simt_args *p, nsa_stream stream
 {
     const int64_t n_heads = p->cfg.c.n_heads_kv, block = p->cfg.c.cmp_block;
     cudaError_t error = cudaSuccess;
-    if (p->phi.kind != NSA_PHI_MEAN) {
-        LAUNCH_EACH(error, logits_kernel, p->seqs.total_k * n_heads * p->width, *p, stream);
-        if (p->phi.kind == NSA_PHI_GATED_TOKEN)
-            LAUNCH_EACH(error, dots_kernel, p->n_rows * n_heads * block, *p, stream);
-        LAUNCH_EACH(error, stats_kernel, p->n_rows * n_heads * p->width, *p, stream);
-        LAUNCH_EACH(error, dlogits_kernel, p->seqs.total_k * n_heads * p->width, *p, stream);
-        LAUNCH_EACH(error, dw1_kernel, (int64_t)p->n_sets * p->d * p->width, *p, stream);
-        LAUNCH_EACH(error, db1_kernel, p->n_sets * block * p->width, *p, stream);
-    }
+    LAUNCH_EACH(error, logits_kernel, p->seqs.total_k * n_heads * p->width, *p, stream);
+    if (p->phi.kind == NSA_PHI_GATED_TOKEN)
+        LAUNCH_EACH(error, dots_kernel, p->n_rows * n_heads * block, *p, stream);
+    LAUNCH_EACH(error, stats_kernel, p->n_rows * n_heads * p->width, *p, stream);
+    LAUNCH_EACH(error, dlogits_kernel, p->seqs.total_k * n_heads * p->width, *p, stream);
+    LAUNCH_EACH(error, dw1_kernel, (int64_t)p->n_sets * p->d * p->width, *p, stream);
+    LAUNCH_EACH(error, db1_kernel, p->n_sets * block * p->width, *p, stream);
     LAUNCH_EACH(error, dx_kernel, p->seqs.total_k * n_heads * p->d, *p, stream);
     return error;
 }

@@ -3,6 +3,11 @@
 #include "cuda/simt_args.h"
 #include "ops/compress/compress.h"
 
+static bool is_mean(const compress_problem *p)
+{
+    return p->phi.kind == NSA_PHI_MEAN;
+}
+
 static bool is_dense(const compress_problem *p)
 {
     return p->phi.kind == NSA_PHI_LINEAR || p->phi.kind == NSA_PHI_MLP;
@@ -27,8 +32,12 @@ static compress_simt_args args_of(const compress_problem *p, arena *ws)
         .add_dx = p->add_dx,
         .n_rows = p->seqs.total_k / p->cfg->cmp_stride,
     };
-    a.rows = arena_take(ws, a.n_rows, sizeof *a.rows);
-    a.tokens = arena_take(ws, a.seqs.total_k, sizeof *a.tokens);
+    a.whole = simt_whole_chunks(&a.x, a.d) && simt_whole_chunks(&a.y, a.d) && simt_whole_chunks(&a.dy, a.d) &&
+              simt_whole_chunks(&a.dx, a.d);
+    if (!is_mean(p)) {
+        a.rows = arena_take(ws, a.n_rows, sizeof *a.rows);
+        a.tokens = arena_take(ws, a.seqs.total_k, sizeof *a.tokens);
+    }
     return a;
 }
 
@@ -54,7 +63,7 @@ static void take_backward(const compress_problem *p, compress_simt_args *a, aren
     if (is_dense(p)) {
         a->dz = take_floats(a, a->n_rows, a->width, ws);
         a->dz_sum = arena_take(ws, i64_mul(a->n_sets, a->width), sizeof(float));
-    } else if (p->phi.kind != NSA_PHI_MEAN) {
+    } else if (!is_mean(p)) {
         if (p->phi.kind == NSA_PHI_GATED_TOKEN)
             a->dots = take_floats(a, a->n_rows, a->cfg.c.cmp_block, ws);
         a->stats = take_floats(a, a->n_rows, 3 * (int64_t)a->width, ws);
@@ -62,9 +71,11 @@ static void take_backward(const compress_problem *p, compress_simt_args *a, aren
     }
 }
 
-static void run(const compress_simt_args *a, int (*kernels)(const compress_simt_args *, nsa_stream), arena *ws)
+typedef int kernels_fn(const compress_simt_args *p, nsa_stream stream);
+
+static void run(const compress_simt_args *a, kernels_fn *kernels, arena *ws)
 {
-    if (arena_launches(ws))
+    if (arena_launches(ws) && a->phi.kind != NSA_PHI_MEAN)
         cuda_launched(ws, "tables of compression", launch_compress_tables(a, ws->stream));
     if (arena_launches(ws))
         cuda_launched(ws, "compression", kernels(a, ws->stream));
@@ -74,12 +85,20 @@ void compress_simt_forward(const void *problem, arena *ws)
 {
     compress_simt_args a = args_of(problem, ws);
     take_forward(problem, &a, ws);
-    run(&a, is_dense(problem) ? launch_compress_dense : launch_compress_pool, ws);
+    run(&a,
+        is_mean(problem)    ? launch_compress_mean
+        : is_dense(problem) ? launch_compress_dense
+                            : launch_compress_pool,
+        ws);
 }
 
 void compress_simt_backward(const void *problem, arena *ws)
 {
     compress_simt_args a = args_of(problem, ws);
     take_backward(problem, &a, ws);
-    run(&a, is_dense(problem) ? launch_compress_dense_backward : launch_compress_pool_backward, ws);
+    run(&a,
+        is_mean(problem)    ? launch_compress_mean_backward
+        : is_dense(problem) ? launch_compress_dense_backward
+                            : launch_compress_pool_backward,
+        ws);
 }

@@ -10,6 +10,28 @@
 
 enum { THREADS = 256 };
 
+/* Packed row r of y, or one that no sequence has (s < 0). */
+static __device__ inline cmp_row row_at(const compress_simt_args &p, int64_t r)
+{
+    const nsa_config &c = p.cfg.c;
+    const int32_t s = seq_of_row(p.seqs.cu_k, p.seqs.n, c.cmp_stride, r);
+    const seq_range k = seq_k(p.seqs, s);
+    const int64_t i = r - k.start / c.cmp_stride;
+    const bool made = i >= 0 && i < n_cmp_seen(c, k.n - 1);
+    return {made ? s : -1, (int32_t)k.start, (int32_t)i};
+}
+
+/* The blocks that hold token t of a sequence, which has n_cmp of them: first .. end - 1. */
+typedef struct block_range {
+    int32_t first, end;
+} block_range;
+
+static __device__ inline block_range blocks_of(const nsa_config &c, int32_t t, int32_t n_cmp)
+{
+    const int32_t first = t < c.cmp_block ? 0 : (t - c.cmp_block) / c.cmp_stride + 1;
+    return {first, max(first, min(t / c.cmp_stride + 1, n_cmp))};
+}
+
 /* Channel c of the r-th token of a block. */
 static __device__ inline float x_of(const compress_simt_args &p, const cmp_row &row, int64_t head, int64_t r, int64_t c)
 {

@@ -25,6 +25,7 @@ typedef struct compress_simt_args {
     nsa_phi phi, dphi;
     nsa_tensor x, y, dy, dx;
     bool add_dx;
+    bool whole; /* mean: all rows are whole chunks */
 
     int64_t n_rows;    /* of a packed y */
     cmp_row *rows;     /* [n_rows] */
@@ -40,6 +41,9 @@ typedef struct compress_simt_args {
 
 NSA_LAUNCH launch_compress_tables(const compress_simt_args *p,
                                   nsa_stream stream); /* rows and tokens: before all others */
+
+NSA_LAUNCH launch_compress_mean(const compress_simt_args *p, nsa_stream stream); /* needs no tables */
+NSA_LAUNCH launch_compress_mean_backward(const compress_simt_args *p, nsa_stream stream);
 
 NSA_LAUNCH launch_compress_dense(const compress_simt_args *p, nsa_stream stream);
 NSA_LAUNCH launch_compress_dense_backward(const compress_simt_args *p, nsa_stream stream);

@@ -10,9 +10,12 @@ static gate_simt_args args_of(const gate_problem *p)
     a.o = p->o;
     a.d_o = p->d_o;
     a.dgate = p->dgate;
+    a.whole = simt_whole_chunks(&p->o, p->cfg->d_v) && simt_whole_chunks(&p->d_o, p->cfg->d_v);
     for (int c = 0; c < NSA_N_BRANCHES; c++) {
         a.o_branch[c] = p->o_branch[c];
         a.do_branch[c] = p->do_branch[c];
+        a.whole = a.whole && simt_whole_chunks(&p->o_branch[c], p->cfg->d_v) &&
+                  simt_whole_chunks(&p->do_branch[c], p->cfg->d_v);
     }
     return a;
 }

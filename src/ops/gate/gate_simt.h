@@ -7,6 +7,7 @@
 typedef struct gate_simt_args {
     simt_config cfg;
     simt_seqs seqs;
+    bool whole; /* all rows but the gates' are whole chunks */
     nsa_tensor gate, o_branch[NSA_N_BRANCHES], o;
     nsa_tensor d_o, dgate, do_branch[NSA_N_BRANCHES]; /* of do_branch data may be NULL */
 } gate_simt_args;
