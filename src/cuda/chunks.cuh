@@ -103,7 +103,7 @@ __device__ inline void store_floats(const nsa_tensor &t, int64_t i, int left, bo
 /* ---- Rows */
 
 /* Lanes of a row of d channels: a power of two. */
-static __host__ __device__ inline int chunk_lanes(int d)
+static NSA_BOTH_SIDES inline int chunk_lanes(int d)
 {
     int n = 1;
     while (n * CHUNK < d)
@@ -120,7 +120,7 @@ typedef struct row_share {
 } row_share;
 
 /* The blocks of rows that there are at most. */
-static __host__ __device__ inline int64_t n_row_shares(int64_t total, int32_t n_heads, int32_t n_seqs)
+static NSA_BOTH_SIDES inline int64_t n_row_shares(int64_t total, int32_t n_heads, int32_t n_seqs)
 {
     return total == 0 ? 0 : total * n_heads / CHUNK_ROWS + n_seqs;
 }

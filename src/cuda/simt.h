@@ -15,6 +15,12 @@
 #define NSA_LAUNCH int
 #endif
 
+#ifdef __CUDACC__
+#define NSA_BOTH_SIDES __host__ __device__
+#else
+#define NSA_BOTH_SIDES
+#endif
+
 /* The sequences of a call; cu_q or cu_k may be NULL where an operation reads one side only. */
 typedef struct simt_seqs {
     int32_t n, max_q, max_k;

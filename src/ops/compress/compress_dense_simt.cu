@@ -118,32 +118,32 @@ static __global__ __launch_bounds__(THREADS) void dz_kernel(const __grid_constan
     }
 }
 
-/* dz_sum and db1: elements [set][column]. */
+/* Sums of elements [set][column]. */
 static __global__ __launch_bounds__(THREADS) void db1_kernel(const __grid_constant__ compress_simt_args p, int64_t n)
 {
     for (int64_t i = first_element(); i < n; i += element_stride()) {
-        const head_range heads = heads_of(p, i / p.width);
+        const partial_sum own = partial_sum_of(i, (int64_t)p.n_sets * p.width, p.n_rows);
+        const head_range heads = heads_of(p, own.element / p.width);
         float sum = 0.0F;
-        for (int64_t r = 0; r < p.n_rows; r++)
+        for (int64_t r = own.first; r < own.end; r++)
             for (int64_t head = heads.first; head < heads.end && p.rows[r].s >= 0; head++)
-                sum += p.dz[(r * p.cfg.c.n_heads_kv + head) * p.width + i % p.width];
-        p.dz_sum[i] = sum;
-        if (p.dphi.b1 != NULL)
-            store_as(p.dphi.b1, p.phi.dtype, i, sum);
+                sum += p.dz[(r * p.cfg.c.n_heads_kv + head) * p.width + own.element % p.width];
+        p.sums[i] = sum;
     }
 }
 
-/* Elements [set][k][column]. */
+/* Sums of elements [set][k][column]. */
 static __global__ __launch_bounds__(THREADS) void dw1_kernel(const __grid_constant__ compress_simt_args p, int64_t n)
 {
     for (int64_t i = first_element(); i < n; i += element_stride()) {
-        const int64_t j = i % p.width, k = i / p.width % n_in(p);
-        const head_range heads = heads_of(p, i / p.width / n_in(p));
+        const partial_sum own = partial_sum_of(i, p.n_sets * n_in(p) * p.width, p.n_rows);
+        const int64_t j = own.element % p.width, k = own.element / p.width % n_in(p);
+        const head_range heads = heads_of(p, own.element / p.width / n_in(p));
         float sum = 0.0F;
-        for (int64_t r = 0; r < p.n_rows; r++)
+        for (int64_t r = own.first; r < own.end; r++)
             for (int64_t head = heads.first; head < heads.end && p.rows[r].s >= 0; head++)
                 sum = fmaf(in_of(p, p.rows[r], head, k), p.dz[(r * p.cfg.c.n_heads_kv + head) * p.width + j], sum);
-        store_as(p.dphi.w1, p.phi.dtype, i, sum);
+        p.sums[i] = sum;
     }
 }
 
@@ -159,30 +159,32 @@ static __global__ __launch_bounds__(THREADS) void dpe_kernel(const __grid_consta
     }
 }
 
-/* Elements [set][column][channel]. */
+/* Sums of elements [set][column][channel]. */
 static __global__ __launch_bounds__(THREADS) void dw2_kernel(const __grid_constant__ compress_simt_args p, int64_t n)
 {
     for (int64_t i = first_element(); i < n; i += element_stride()) {
-        const int64_t c = i % p.d, j = i / p.d % p.width;
-        const head_range heads = heads_of(p, i / p.d / p.width);
+        const partial_sum own = partial_sum_of(i, (int64_t)p.n_sets * p.width * p.d, p.n_rows);
+        const int64_t c = own.element % p.d, j = own.element / p.d % p.width;
+        const head_range heads = heads_of(p, own.element / p.d / p.width);
         float sum = 0.0F;
-        for (int64_t r = 0; r < p.n_rows; r++)
+        for (int64_t r = own.first; r < own.end; r++)
             for (int64_t head = heads.first; head < heads.end && p.rows[r].s >= 0; head++)
                 sum = fmaf(p.h[(r * p.cfg.c.n_heads_kv + head) * p.width + j], dy_of(p, p.rows[r], head, c), sum);
-        store_as(p.dphi.w2, p.phi.dtype, i, sum);
+        p.sums[i] = sum;
     }
 }
 
-/* Elements [set][channel]. */
+/* Sums of elements [set][channel]. */
 static __global__ __launch_bounds__(THREADS) void db2_kernel(const __grid_constant__ compress_simt_args p, int64_t n)
 {
     for (int64_t i = first_element(); i < n; i += element_stride()) {
-        const head_range heads = heads_of(p, i / p.d);
+        const partial_sum own = partial_sum_of(i, (int64_t)p.n_sets * p.d, p.n_rows);
+        const head_range heads = heads_of(p, own.element / p.d);
         float sum = 0.0F;
-        for (int64_t r = 0; r < p.n_rows; r++)
+        for (int64_t r = own.first; r < own.end; r++)
             for (int64_t head = heads.first; head < heads.end && p.rows[r].s >= 0; head++)
-                sum += dy_of(p, p.rows[r], head, i % p.d);
-        store_as(p.dphi.b2, p.phi.dtype, i, sum);
+                sum += dy_of(p, p.rows[r], head, own.element % p.d);
+        p.sums[i] = sum;
     }
 }
 
@@ -233,13 +235,16 @@ int launch_compress_dense_backward(const compress_simt_args *p, nsa_stream strea
         LAUNCH_EACH(error, first_layer_kernel, n * p->width, *p, stream);
     LAUNCH_EACH(error, dz_kernel, n * p->width, *p, stream);
     LAUNCH_EACH(error, dx_kernel, p->seqs.total_k * p->cfg.c.n_heads_kv * p->d, *p, stream);
-    LAUNCH_EACH(error, db1_kernel, (int64_t)p->n_sets * p->width, *p, stream);
-    LAUNCH_EACH(error, dw1_kernel, p->n_sets * in * p->width, *p, stream);
+    LAUNCH_SUMS(error, db1_kernel, (int64_t)p->n_sets * p->width, p->n_rows, p->dz_sum, NSA_F32, *p, stream);
+    if (p->dphi.b1 != NULL)
+        LAUNCH_ADD_PARTS(error, (int64_t)p->n_sets * p->width, p->n_rows, p->dphi.b1, p->phi.dtype, *p, stream);
+    LAUNCH_SUMS(error, dw1_kernel, p->n_sets * in * p->width, p->n_rows, p->dphi.w1, p->phi.dtype, *p, stream);
     if (p->dphi.pe != NULL)
         LAUNCH_EACH(error, dpe_kernel, p->n_sets * in, *p, stream);
     if (p->dphi.w2 != NULL)
-        LAUNCH_EACH(error, dw2_kernel, (int64_t)p->n_sets * p->width * p->d, *p, stream);
+        LAUNCH_SUMS(error, dw2_kernel, (int64_t)p->n_sets * p->width * p->d, p->n_rows, p->dphi.w2, p->phi.dtype, *p,
+                    stream);
     if (p->dphi.b2 != NULL)
-        LAUNCH_EACH(error, db2_kernel, (int64_t)p->n_sets * p->d, *p, stream);
+        LAUNCH_SUMS(error, db2_kernel, (int64_t)p->n_sets * p->d, p->n_rows, p->dphi.b2, p->phi.dtype, *p, stream);
     return error;
 }

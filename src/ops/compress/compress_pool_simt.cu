@@ -163,33 +163,37 @@ static __global__ __launch_bounds__(THREADS) void dx_kernel(const __grid_constan
     }
 }
 
-/* Elements [set][channel][column]. A token in no block may hold anything. */
+/* Sums of elements [set][channel][column]. A token in no block may hold anything. */
 static __global__ __launch_bounds__(THREADS) void dw1_kernel(const __grid_constant__ compress_simt_args p, int64_t n)
 {
+    const int64_t n_elements = (int64_t)p.n_sets * p.d * p.width;
     for (int64_t i = first_element(); i < n; i += element_stride()) {
-        const int64_t j = i % p.width, c = i / p.width % p.d;
-        const head_range heads = heads_of(p, i / p.width / p.d);
+        const partial_sum own = partial_sum_of(i, n_elements, p.seqs.total_k);
+        const int64_t j = own.element % p.width, c = own.element / p.width % p.d;
+        const head_range heads = heads_of(p, own.element / p.width / p.d);
         float sum = 0.0F;
-        for (int64_t t = 0; t < p.seqs.total_k; t++) {
+        for (int64_t t = own.first; t < own.end; t++) {
             const cmp_token token = p.tokens[t];
             for (int64_t head = heads.first; head < heads.end && token.s >= 0 && token.n_rows > 0; head++)
                 sum = fmaf(x_of(p, token, head, c), p.dlogits[(t * p.cfg.c.n_heads_kv + head) * p.width + j], sum);
         }
-        store_as(p.dphi.w1, p.phi.dtype, i, sum);
+        p.sums[i] = sum;
     }
 }
 
-/* Elements [set][token of the block][column]. */
+/* Sums of elements [set][token of the block][column]. */
 static __global__ __launch_bounds__(THREADS) void db1_kernel(const __grid_constant__ compress_simt_args p, int64_t n)
 {
+    const int64_t n_elements = (int64_t)p.n_sets * p.cfg.c.cmp_block * p.width;
     for (int64_t i = first_element(); i < n; i += element_stride()) {
-        const int64_t column = i % p.width, r = i / p.width % p.cfg.c.cmp_block;
-        const head_range heads = heads_of(p, i / p.width / p.cfg.c.cmp_block);
+        const partial_sum own = partial_sum_of(i, n_elements, p.n_rows);
+        const int64_t column = own.element % p.width, r = own.element / p.width % p.cfg.c.cmp_block;
+        const head_range heads = heads_of(p, own.element / p.width / p.cfg.c.cmp_block);
         float sum = 0.0F;
-        for (int64_t at = 0; at < p.n_rows; at++)
+        for (int64_t at = own.first; at < own.end; at++)
             for (int64_t head = heads.first; head < heads.end && p.rows[at].s >= 0; head++)
                 sum += dlogit_of(p, at, head, r, column);
-        store_as(p.dphi.b1, p.phi.dtype, i, sum);
+        p.sums[i] = sum;
     }
 }
 
@@ -213,8 +217,9 @@ int launch_compress_pool_backward(const compress_simt_args *p, nsa_stream stream
         LAUNCH_EACH(error, dots_kernel, p->n_rows * n_heads * block, *p, stream);
     LAUNCH_EACH(error, stats_kernel, p->n_rows * n_heads * p->width, *p, stream);
     LAUNCH_EACH(error, dlogits_kernel, p->seqs.total_k * n_heads * p->width, *p, stream);
-    LAUNCH_EACH(error, dw1_kernel, (int64_t)p->n_sets * p->d * p->width, *p, stream);
-    LAUNCH_EACH(error, db1_kernel, p->n_sets * block * p->width, *p, stream);
+    LAUNCH_SUMS(error, dw1_kernel, (int64_t)p->n_sets * p->d * p->width, p->seqs.total_k, p->dphi.w1, p->phi.dtype, *p,
+                stream);
+    LAUNCH_SUMS(error, db1_kernel, p->n_sets * block * p->width, p->n_rows, p->dphi.b1, p->phi.dtype, *p, stream);
     LAUNCH_EACH(error, dx_kernel, p->seqs.total_k * n_heads * p->d, *p, stream);
     return error;
 }

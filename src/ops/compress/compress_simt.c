@@ -57,18 +57,34 @@ static void take_forward(const compress_problem *p, compress_simt_args *a, arena
         a->logits = take_floats(a, a->seqs.total_k, a->width, ws);
 }
 
+/* The parts of a gradient of n elements of each set. */
+static int64_t n_sums(const compress_simt_args *a, int64_t n, int64_t n_rows)
+{
+    const int64_t n_elements = i64_mul(a->n_sets, n);
+    return i64_mul(n_elements, compress_parts(n_elements, n_rows));
+}
+
 static void take_backward(const compress_problem *p, compress_simt_args *a, arena *ws)
 {
     take_forward(p, a, ws);
+    if (is_mean(p))
+        return;
+    const phi_sizes sizes = compress_phi_sizes(p);
+    int64_t sums = n_sums(a, sizes.w1, is_dense(p) ? a->n_rows : a->seqs.total_k);
     if (is_dense(p)) {
         a->dz = take_floats(a, a->n_rows, a->width, ws);
         a->dz_sum = arena_take(ws, i64_mul(a->n_sets, a->width), sizeof(float));
-    } else if (!is_mean(p)) {
+        sums = max_i64(sums, n_sums(a, a->width, a->n_rows));
+        sums = max_i64(sums, n_sums(a, i64_mul(a->width, a->d), a->n_rows));
+        sums = max_i64(sums, n_sums(a, a->d, a->n_rows));
+    } else {
         if (p->phi.kind == NSA_PHI_GATED_TOKEN)
             a->dots = take_floats(a, a->n_rows, a->cfg.c.cmp_block, ws);
         a->stats = take_floats(a, a->n_rows, 3 * (int64_t)a->width, ws);
         a->dlogits = take_floats(a, a->seqs.total_k, a->width, ws);
+        sums = max_i64(sums, n_sums(a, sizes.b1, a->n_rows));
     }
+    a->sums = arena_take(ws, sums, sizeof(float));
 }
 
 typedef int kernels_fn(const compress_simt_args *p, nsa_stream stream);

@@ -90,4 +90,48 @@ static __device__ inline void store_dx(const compress_simt_args &p, const cmp_to
         }                                                                                                              \
     } while (0)
 
+/* ---- Gradients of parameters */
+
+/* What the i-th thread of parts times elements sums: of an element the rows first .. end - 1. */
+typedef struct partial_sum {
+    int64_t element, first, end;
+} partial_sum;
+
+static __device__ inline partial_sum partial_sum_of(int64_t i, int64_t n_elements, int64_t n_rows)
+{
+    const int64_t n = compress_parts(n_elements, n_rows), part = i / n_elements;
+    return {i % n_elements, n_rows * part / n, n_rows * (part + 1) / n};
+}
+
+/* The elements of a gradient from the parts in p.sums. */
+static __global__ __launch_bounds__(THREADS) void add_parts_kernel(const __grid_constant__ compress_simt_args p,
+                                                                   int64_t n, int64_t n_parts, void *gradient,
+                                                                   nsa_dtype dtype)
+{
+    for (int64_t i = first_element(); i < n; i += element_stride()) {
+        float sum = 0.0F;
+#pragma unroll 8
+        for (int64_t part = 0; part < n_parts; part++)
+            sum += p.sums[part * n + i];
+        store_as(gradient, dtype, i, sum);
+    }
+}
+
+#define LAUNCH_ADD_PARTS(error, n, n_rows, gradient, dtype, p, stream)                                                 \
+    do {                                                                                                               \
+        const int64_t elements_ = (n);                                                                                 \
+        if ((error) == cudaSuccess) {                                                                                  \
+            add_parts_kernel<<<grid_of(elements_, THREADS), THREADS, 0, stream>>>(                                     \
+                p, elements_, compress_parts(elements_, n_rows), gradient, dtype);                                     \
+            (error) = cudaGetLastError();                                                                              \
+        }                                                                                                              \
+    } while (0)
+
+/* kernel makes the parts of n elements, which are sums over n_rows. */
+#define LAUNCH_SUMS(error, kernel, n, n_rows, gradient, dtype, p, stream)                                              \
+    do {                                                                                                               \
+        LAUNCH_EACH(error, kernel, (n)*compress_parts(n, n_rows), p, stream);                                          \
+        LAUNCH_ADD_PARTS(error, n, n_rows, gradient, dtype, p, stream);                                                \
+    } while (0)
+
 #endif

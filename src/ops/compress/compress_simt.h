@@ -37,7 +37,19 @@ typedef struct compress_simt_args {
     float *dots;       /* gated_token: [n_rows][head][block] x . dy */
     float *stats;      /* gated: [n_rows][head][width][3] largest logit, sum of exponentials, sum of a da */
     float *dlogits;    /* gated: [total_k][head][width] summed over the blocks */
+    float *sums;       /* of the gradient of one parameter: [part][element] */
 } compress_simt_args;
+
+/* The gradient of a parameter is a sum over all rows, or tokens. They are dealt out to parts that are summed side by
+ * side, and the parts added up in order. */
+enum { SUMS_AT_ONCE = 1 << 19, MOST_PARTS = 256, ROWS_PER_PART = 64 };
+
+static NSA_BOTH_SIDES inline int64_t compress_parts(int64_t n_elements, int64_t n_rows)
+{
+    const int64_t by_elements = SUMS_AT_ONCE / n_elements, by_rows = n_rows / ROWS_PER_PART, most = MOST_PARTS;
+    const int64_t n = by_elements < by_rows ? by_elements : by_rows;
+    return n < 1 ? 1 : n < most ? n : most;
+}
 
 NSA_LAUNCH launch_compress_tables(const compress_simt_args *p,
                                   nsa_stream stream); /* rows and tokens: before all others */
