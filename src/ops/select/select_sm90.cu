@@ -32,6 +32,9 @@
  * Cost at 64k tokens, 64/4 heads, d 128: 2.2 TFLOP and 8.6 G exponentials, 3.0 and 2.4 ms at best, in parallel.
  * Measured on an H100 (2026-11-24): 6.25 ms, of which top-k 1.15; products alone 2.8, exponentials and sums alone 3.8.
  * 0.195 ms at 8k.
+ * Tried on an H200 (2026-11-28, medians at 64k; this kernel 6.20 ms) and not kept: warpgroups that take turns at the
+ * tensor cores by named barriers 6.13; the addresses of rows kept besides 6.19, of that without top-k 5.26; and besides
+ * an eighth or a quarter of the exponentials by a polynomial 6.15, 6.40. What binds is not known.
  */
 #include "cuda/sm90.cuh"
 #include "ops/select/select_sm90.h"
