@@ -386,6 +386,14 @@ __device__ inline void store_matrices_transposed(uint32_t row, const uint32_t x[
                  : "memory");
 }
 
+/* An 8x8 matrix of bf16 as load_matrices has it, transposed. */
+__device__ inline uint32_t transpose_matrix(uint32_t x)
+{
+    uint32_t y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
 constexpr float LOG2_E = 1.44269504F;
 
 /* The other way round: lane l gives the address of row l%8 of matrix l/8. */

@@ -11,4 +11,56 @@ __device__ inline void put(const nsa_tensor &t, int64_t at, float x, bool add)
     store(t, at, add ? load(t, at) + x : x);
 }
 
+/* Pairs of neighbours, the first pair at `at`, the others each 8 elements further. All are loaded before any is stored:
+ * else each would wait for memory by itself. */
+template <int N> __device__ inline void put_pairs(const nsa_tensor &t, int64_t at, const float2 (&x)[N], bool add)
+{
+    float2 *f32 = (float2 *)((float *)t.data + at);
+    uint32_t *halves = (uint32_t *)((bf16 *)t.data + at);
+    if (t.dtype == NSA_F32 && (uintptr_t)f32 % sizeof *f32 == 0) {
+        float2 old[N] = {};
+        if (add)
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                old[i] = f32[4 * i];
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            f32[4 * i] = make_float2(old[i].x + x[i].x, old[i].y + x[i].y);
+    } else if (t.dtype == NSA_BF16 && !add && (uintptr_t)halves % sizeof *halves == 0) {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            halves[4 * i] = pack2(x[i].x, x[i].y);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            put(t, at + 8 * i, x[i].x, add);
+            put(t, at + 8 * i + 1, x[i].y, add);
+        }
+    }
+}
+
+/* The rows of a sequence that are of the round: first .. end - 1. */
+typedef struct row_span {
+    int64_t first, end;
+} row_span;
+
+__device__ inline row_span rows_of_round(const slc_round &round, const seq_range &q)
+{
+    const row_span x = {max64(0, round.first - q.start), min64(q.n, round.first + round.n - q.start)};
+    return x;
+}
+
+__device__ inline slc_unit unit_of(int unit_heads)
+{
+    const slc_unit x = {unit_heads < 8 ? (unit_heads + 1) / 2 : 4, unit_heads > 8 ? 4 : 2};
+    return x;
+}
+
+/* Where a unit's lane of a warp has what it keeps of 16 keys, in halfwords; keys16: which 16. */
+__device__ inline int unit_lane(int unit_heads, int keys16, int key8)
+{
+    const slc_unit u = unit_of(unit_heads);
+    return (keys16 * 8 + key8) * (unit_heads == 1 ? 2 : u.head_pairs * u.matrices * 2);
+}
+
 #endif

@@ -1,40 +1,40 @@
 /*
- * dk and dv of slc_attn on Hopper, block-major.
+ * dk and dv of slc_attn on Hopper, block-major; and dS, of which dq is made.
  *
  *     S^T = k q^T    dP^T = v dO^T    P' = gate exp2(scale log2e S - log2e lse)    dS = P (gate dP - delta)
  *     dv += P'^T dO    dk += dS^T q
  *
  * A CTA takes an item: KEYS keys of a block and a piece of the list of tokens that have selected it. Producer warps
- * gather q and dO of the tokens into a ring of stages, N (token, head) columns each; two warpgroups take every other
- * stage, each with sums of its own over all KEYS keys. At the end these are added, and go to dk and dv, or where the
+ * gather q and dO of the tokens into a ring of stages, N (token, head) columns each; a warpgroup multiplies. Two CTAs
+ * on an SM: one multiplies while the other has its exponentials, or begins or ends. Sums go to dk and dv, or where the
  * list has several items to `parts`, which sum_parts_kernel adds in their order. Lists are in rising order of tokens,
  * and so is every sum.
  *
  *     gK, gV -> sK, sV (once)    gQ, gdO -> sQ, sdO (ring)
- *     sK sQ -> rS    sV sdO -> rdP    rS rdP -> rP, rdS    rP sdO -> rdV    rdS sQ -> rdK -> (sum over sQ, sdO) -> gdK
+ *     sK sQ -> rS    sV sdO -> rdP    rS rdP -> rP, rdS -> gdS    rP sdO -> rdV    rdS sQ -> rdK -> gdK
  *
  *     filled[stage]      q, dO and the columns' values have come; each producer warp arrives
- *     emptied[stage]     a lane of each warp of the warpgroup: it has done with the stage
+ *     emptied[stage]     a lane of each consumer warp: it has done with the stage
  *     loaded             K and V have come
- *     WARPGROUP_BAR + i  of warpgroup i, while it cleans a stage
- *     ALL_CONSUMERS      around the exchange of sums
+ *     CONSUMERS_BAR      while they clean a stage
  *
  * Masks: only tokens of the block itself do not see all of its keys. Their dO and q are multiplied with the P = dS = 0
  * of keys that they do not see, so a NaN in them must go: where S or dP is not finite at the tile's first key, which
  * every row of the product has met, the column's q and dO are zeroed, and P and dS are NaN at the keys that the token
  * sees. Columns past the end of a list are boxes from outside of the tensor, zeros.
  *
- * Cost at 64k tokens, 64/4 heads, d 128: 4.4 TFLOP; 34 GB of q and dO, which do not stay in the L2 cache from block to
- * block. One H100, 2026-11-24: with one producer warp 12.5 ms there, with random blocks as where neighbours select much
- * the same, and 1.65 ms at 8k tokens; with four 1.14 ms at 8k (64k not measured).
+ * Cost at 64k tokens, 64/4 heads, d 128: 4.4 TFLOP; 34 GB of q and dO; 8.6 GB of dS. A stage of 64 columns is 1024
+ * cycles of the tensor cores, and as many of shared memory: half of them for K and V and q and dO as operands of the
+ * first two products, a quarter each for the other two and for the copies that come in.
  *
- * Small boxes want hands: q and dO of a stage are 16 of them. What the producers load must not be looked at in the step
- * that issues it: when they took lse, delta and gate from their tensors by themselves, all waited for them (23 ms).
+ * Small boxes want hands: q and dO of a stage are 16 of them (1.65 ms at 8k tokens on an H100 with one producer warp,
+ * 1.14 with four). What the producers load must not be looked at in the step that issues it: when they took lse, delta
+ * and gate from their tensors by themselves, all waited for them (23 ms at 64k).
  */
 #include "ops/slc_attn/slc_attn_bwd_sm90.cuh"
 
 enum { PRODUCERS = 4 /* warps */ };
-enum { CONSUMERS = 2 * WARPGROUP, THREADS = CONSUMERS + WARPGROUP, ALL_CONSUMERS = 1, WARPGROUP_BAR = 2 };
+enum { THREADS = 2 * WARPGROUP, CONSUMERS_BAR = 1 };
 
 template <int N> struct __align__(16) stage_columns
 {
@@ -44,38 +44,34 @@ template <int N> struct __align__(16) stage_columns
 };
 
 template <int D_QK, int D_V, int N, int STAGES> struct dkdv_shared {
-    static_assert(STAGES % 2 == 0, "a stage is always the same warpgroup's, or that could miss a phase of `filled`");
     bf16 k[D_QK / 64][KEYS][64], v[D_V / 64][KEYS][64];
-    union {
-        struct {
-            bf16 q[STAGES][D_QK / 64][N][64], d_o[STAGES][D_V / 64][N][64];
-        };
-        struct { /* registers of a warpgroup for the other to add */
-            float dk[D_QK / 2][WARPGROUP], dv[D_V / 2][WARPGROUP];
-        };
-    };
+    bf16 q[STAGES][D_QK / 64][N][64], d_o[STAGES][D_V / 64][N][64];
     stage_columns<N> columns[STAGES];
-    int32_t unfit[2][N];
+    int32_t unfit[N];
+    int32_t ds_at[N]; /* where dS of a column lies behind that of the stage's first: of small groups, -1 of no column */
     uint64_t filled[STAGES], emptied[STAGES], loaded;
 };
 
 /* What a CTA does. */
 typedef struct dkdv_tile {
-    int32_t s, kv_head, list;
+    int32_t s, kv_head;
     seq_range q, k;
     int64_t key;                     /* the first */
     int n_keys;                      /* of KEYS */
+    int32_t tile;                    /* of the block */
     int32_t boxes_of_token, n_pairs; /* boxes of q; of a token and a box, in all */
+    int32_t columns;                 /* of a stage that boxes fill */
+    int64_t first_place;             /* of the item, in the lists */
 } dkdv_tile;
 
 static __device__ bool find_keys(const slc_backward &p, int64_t list, int tile, dkdv_tile *x)
 {
     const int32_t slc_block = p.attn.cfg.c.slc_block;
-    x->list = (int32_t)list;
     x->kv_head = (int32_t)(list / p.lists.n_blocks);
     const int64_t block = find_tile(p.attn.seqs.cu_k, p.attn.seqs.n, 1, slc_block, list % p.lists.n_blocks, &x->s);
     x->q = seq_q(p.attn.seqs, x->s);
     x->k = seq_k(p.attn.seqs, x->s);
+    x->tile = tile;
     x->key = block + tile * KEYS;
     x->n_keys = (int)max64(0, min64(min64(KEYS, slc_block - tile * KEYS), x->k.n - x->key));
     return block >= 0 && x->n_keys > 0;
@@ -161,15 +157,14 @@ template <int D_QK, int D_V, int N>
 static __device__ unsigned clean(const float (&s)[N / 2], const float (&dp)[N / 2], bf16 (*q)[N][64],
                                  bf16 (*d_o)[N][64], int32_t *unfit)
 {
-    const int thread = (int)threadIdx.x % WARPGROUP, lane = lane_index(),
-              bar = WARPGROUP_BAR + (int)threadIdx.x / WARPGROUP;
+    const int thread = (int)threadIdx.x, lane = lane_index();
     if (thread < 4) /* they have row 0 */
 #pragma unroll
         for (int i = 0; i < N / 4; i++) {
             const int at = i / 2 * 4 + i % 2;
             unfit[i / 2 * 8 + lane * 2 + i % 2] = !isfinite(s[at]) || !isfinite(dp[at]);
         }
-    bar_sync(bar, WARPGROUP);
+    bar_sync(CONSUMERS_BAR, WARPGROUP);
     unsigned mine = 0;
 #pragma unroll
     for (int i = 0; i < N / 4; i++)
@@ -183,21 +178,22 @@ static __device__ unsigned clean(const float (&s)[N / 2], const float (&dp)[N / 
             ((uint4 *)d_o[b][i / 8])[i % 8] = make_uint4(0, 0, 0, 0);
     }
     fence_async();
-    bar_sync(bar, WARPGROUP);
+    bar_sync(CONSUMERS_BAR, WARPGROUP);
     return mine;
 }
 
-/* P' and dS as operands a. */
+/* P' and dS of 16 columns from `first` on, as operands a. */
 template <int N>
 static __device__ void gradients(const float (&s)[N / 2], const float (&dp)[N / 2], const slc_values (&values)[N],
-                                 float scale, uint32_t (&prob)[N / 4], uint32_t (&ds)[N / 4])
+                                 float scale, int first, uint32_t (&prob)[4], uint32_t (&ds)[4])
 {
 #pragma unroll
-    for (int i = 0; i < N / 8; i++) {
-        const slc_values y0 = values[8 * i + lane_index() % 4 * 2], y1 = values[8 * i + lane_index() % 4 * 2 + 1];
+    for (int i = 0; i < 2; i++) {
+        const int column = first + 8 * i + lane_index() % 4 * 2;
+        const slc_values y0 = values[column], y1 = values[column + 1];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            const int at = 4 * i + 2 * r;
+            const int at = first / 2 + 4 * i + 2 * r;
             const float p0 = exp2_fast(fmaf(s[at], scale, -y0.lse)), p1 = exp2_fast(fmaf(s[at + 1], scale, -y1.lse));
             prob[2 * i + r] = pack2(p0 * y0.gate, p1 * y1.gate);
             ds[2 * i + r] = pack2(p0 * fmaf(y0.gate, dp[at], -y0.delta), p1 * fmaf(y1.gate, dp[at + 1], -y1.delta));
@@ -205,15 +201,15 @@ static __device__ void gradients(const float (&s)[N / 2], const float (&dp)[N / 
     }
 }
 
-/* Of P' and dS: NaN in unfit columns, and 0 where the column's token does not see the key. */
+/* Of these P' and dS: NaN in unfit columns, and 0 where the column's token does not see the key. */
 template <int N>
-static __device__ void mask(uint32_t (&prob)[N / 4], uint32_t (&ds)[N / 4], const int32_t (&sees)[N], unsigned unfit)
+static __device__ void mask(uint32_t (&prob)[4], uint32_t (&ds)[4], const int32_t (&sees)[N], unsigned unfit, int first)
 {
-    const int row = (int)threadIdx.x / WARP % 4 * 16 + lane_index() / 4;
+    const int row = (int)threadIdx.x / WARP * 16 + lane_index() / 4;
 #pragma unroll
-    for (int i = 0; i < N / 8; i++) {
-        const int column = 8 * i + lane_index() % 4 * 2;
-        const uint32_t nan = (unfit >> 2 * i & 1) * 0x7fffU | (unfit >> (2 * i + 1) & 1) * 0x7fff0000U;
+    for (int i = 0; i < 2; i++) {
+        const int column = first + 8 * i + lane_index() % 4 * 2, bit = first / 4 + 2 * i;
+        const uint32_t nan = (unfit >> bit & 1) * 0x7fffU | (unfit >> (bit + 1) & 1) * 0x7fff0000U;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const uint32_t seen =
@@ -224,14 +220,68 @@ static __device__ void mask(uint32_t (&prob)[N / 4], uint32_t (&ds)[N / 4], cons
     }
 }
 
-template <int D_QK, int D_V, int N, int STAGES>
-static __device__ void consume(const slc_backward &p, int n_stages, dkdv_shared<D_QK, D_V, N, STAGES> *x,
-                               float (&dk)[D_QK / 64][32], float (&dv)[D_V / 64][32])
+/* ---- dS to memory */
+
+/* Whether the columns of a token are whole units of HEADS heads, which follow each other in memory as in a stage. */
+static __device__ bool whole_units(const slc_backward &p)
 {
-    const int warpgroup = __shfl_sync(~0U, (int)threadIdx.x / WARPGROUP, 0); /* the compiler sees it is one */
+    return p.attn.cfg.group % HEADS == 0;
+}
+
+/* Of groups that are none: a stage has whole tokens. In halfwords. */
+template <int N> static __device__ void find_ds_columns(const slc_backward &p, int columns, int32_t (&ds_at)[N])
+{
+    const int group = p.attn.cfg.group, heads = p.unit_heads, matrices = unit_of(heads).matrices;
+    for (int i = (int)threadIdx.x; i < N; i += THREADS) {
+        const int head = i % group, unit = i / group * p.units + head / HEADS;
+        const int pair = head % 8 / 2 * matrices + head % HEADS / 8 * 2;
+        ds_at[i] = i < columns ? unit * p.n_tiles * heads * KEYS + (heads == 1 ? 0 : 2 * pair + head % 2) : -1;
+    }
+}
+
+/* Of 16 columns of the item's n-th stage, from `first` on. */
+template <int N>
+static __device__ void store_ds(const slc_backward &p, const dkdv_tile &tile, const int32_t (&ds_at)[N], int n,
+                                int first, const uint32_t (&ds)[4])
+{
+    const int warp = (int)threadIdx.x / WARP, lane = lane_index(), group = p.attn.cfg.group, heads = p.unit_heads;
+    const int64_t column = (int64_t)n * tile.columns + first, all = (int64_t)tile.n_pairs * p.box_heads;
+    if (whole_units(p)) {
+        const int64_t unit = tile.first_place * p.units + column / HEADS;
+        uint4 *at = (uint4 *)(p.ds + (unit * p.n_tiles + tile.tile) * (HEADS * KEYS)) + warp * WARP + lane;
+        if (first < tile.columns && column < all)
+            __stcs(at, make_uint4(ds[0], ds[1], ds[2], ds[3]));
+        return;
+    }
+    const int64_t unit = (tile.first_place + (int64_t)n * (tile.columns / group)) * p.units;
+    uint16_t *stage = p.ds + (unit * p.n_tiles + tile.tile) * (heads * KEYS) + unit_lane(heads, warp, lane / 4);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int here = 8 * i + lane % 4 * 2;
+        const int at0 = ds_at[first + here], at1 = ds_at[first + here + 1];
+        const bool has0 = at0 >= 0 && column + here < all, has1 = at1 >= 0 && column + here + 1 < all;
+        const uint32_t x = ds[2 * i], y = ds[2 * i + 1]; /* keys, and 8 further */
+        if (group % 2 == 0) {
+            if (has0)
+                __stcs((uint2 *)(stage + at0), make_uint2(x, y));
+            continue;
+        }
+        const int to_y = heads == 1 ? 1 : 2;
+        if (has0)
+            stage[at0] = (uint16_t)x, stage[at0 + to_y] = (uint16_t)y;
+        if (has1)
+            stage[at1] = (uint16_t)(x >> 16), stage[at1 + to_y] = (uint16_t)(y >> 16);
+    }
+}
+
+template <int D_QK, int D_V, int N, int STAGES>
+static __device__ void consume(const slc_backward &p, const dkdv_tile &tile, int n_stages,
+                               dkdv_shared<D_QK, D_V, N, STAGES> *x, float (&dk)[D_QK / 64][32],
+                               float (&dv)[D_V / 64][32])
+{
     const float scale = p.attn.cfg.scale * LOG2_E;
     mbar_wait(&x->loaded, 0);
-    for (int n = warpgroup; n < n_stages; n += 2) {
+    for (int n = 0; n < n_stages; n++) {
         const int stage = n % STAGES;
         bf16(*q)[N][64] = x->q[stage], (*d_o)[N][64] = x->d_o[stage];
         mbar_wait(&x->filled[stage], n / STAGES % 2);
@@ -246,27 +296,28 @@ static __device__ void consume(const slc_backward &p, int n_stages, dkdv_shared<
         wgmma_commit();
         wgmma_wait<0>();
         pin(s), pin(dp);
-        uint32_t prob[N / 4], ds[N / 4];
         const stage_columns<N> &columns = x->columns[stage];
         const bool masked = columns.masked[0] | columns.masked[1] | columns.masked[2] | columns.masked[3];
         unsigned unfit = 0;
         if (masked)
-            unfit = clean<D_QK, D_V, N>(s, dp, q, d_o, x->unfit[warpgroup]);
-        gradients<N>(s, dp, columns.values, scale, prob, ds);
-        if (masked)
-            mask<N>(prob, ds, columns.sees, unfit);
-        pin(prob), pin(ds);
-        wgmma_fence();
+            unfit = clean<D_QK, D_V, N>(s, dp, q, d_o, x->unfit);
+        uint32_t prob[N / 16][4], ds[N / 16][4];
 #pragma unroll
-        for (int j = 0; j < N; j += 16) {
+        for (int j = 0; j < N / 16; j++) { /* 16 columns are multiplied while the next are made */
+            gradients<N>(s, dp, columns.values, scale, 16 * j, prob[j], ds[j]);
+            if (masked)
+                mask<N>(prob[j], ds[j], columns.sees, unfit, 16 * j);
+            store_ds<N>(p, tile, x->ds_at, n, 16 * j, ds[j]);
+            pin(prob[j]), pin(ds[j]);
+            wgmma_fence();
 #pragma unroll
             for (int b = 0; b < D_V / 64; b++)
-                wgmma<64, 1>(dv[b], prob + j / 4, further(along_mn(d_o[b], 0), j * BOX_ROW), 1);
+                wgmma<64, 1>(dv[b], prob[j], further(along_mn(d_o[b], 0), 16 * j * BOX_ROW), 1);
 #pragma unroll
             for (int b = 0; b < D_QK / 64; b++)
-                wgmma<64, 1>(dk[b], ds + j / 4, further(along_mn(q[b], 0), j * BOX_ROW), 1);
+                wgmma<64, 1>(dk[b], ds[j], further(along_mn(q[b], 0), 16 * j * BOX_ROW), 1);
+            wgmma_commit();
         }
-        wgmma_commit();
         wgmma_wait<0>();
 #pragma unroll
         for (int b = 0; b < D_V / 64; b++)
@@ -282,42 +333,54 @@ static __device__ void consume(const slc_backward &p, int n_stages, dkdv_shared<
 
 /* ---- Results */
 
-template <int D> static __device__ void give(float (*dst)[WARPGROUP], const float (&acc)[D / 64][32])
+/* Where dk or dv of a round goes. */
+typedef struct sum_target {
+    nsa_tensor t;
+    bool add;
+    float scale;
+} sum_target;
+
+static __device__ sum_target dk_target(const slc_backward &p)
 {
-#pragma unroll
-    for (int i = 0; i < D / 2; i++)
-        dst[i][threadIdx.x % WARPGROUP] = acc[i / 32][i % 32];
+    const sum_target result = {p.attn.dk, p.attn.add_dk, p.attn.cfg.scale}, sums = {p.dk, true, 1.0F};
+    return p.n_rounds == 1 ? result : sums;
 }
 
-template <int D> static __device__ void take(float (&acc)[D / 64][32], const float (*src)[WARPGROUP])
+static __device__ sum_target dv_target(const slc_backward &p)
 {
-#pragma unroll
-    for (int i = 0; i < D / 2; i++)
-        acc[i / 32][i % 32] += src[i][threadIdx.x % WARPGROUP];
+    const sum_target result = {p.attn.dv, p.attn.add_dv, 1.0F}, sums = {p.dv, true, 1.0F};
+    return p.n_rounds == 1 ? result : sums;
 }
 
-/* To t, a dk or dv, or to part: [KEYS][D]. */
+/* To x, or to part: [KEYS][D]. */
 template <int D>
-static __device__ void store_keys(const nsa_tensor &t, bool add, float scale, const dkdv_tile &tile, float *part,
+static __device__ void store_keys(const sum_target &x, const dkdv_tile &tile, float *part,
                                   const float (&acc)[D / 64][32])
 {
-    const int first_row = (int)threadIdx.x / WARP % 4 * 16 + lane_index() / 4;
+    enum { AT_ONCE = 8 };
+    const int first_row = (int)threadIdx.x / WARP * 16 + lane_index() / 4, channel = lane_index() % 4 * 2;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int row = first_row + 8 * r;
-        const int64_t at = offset_of(t, tile.s, tile.k.start, tile.key + row, tile.kv_head);
+        const int64_t at = offset_of(x.t, tile.s, tile.k.start, tile.key + row, tile.kv_head) + channel;
         if (row >= tile.n_keys)
             continue;
 #pragma unroll
-        for (int i = 0; i < D / 8; i++) {
-            const int channel = 8 * i + lane_index() % 4 * 2;
-            const float *x = &acc[i / 8][i % 8 * 4 + 2 * r];
+        for (int b = 0; b < D / 64; b++) {
+            float2 sums[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                sums[i] = make_float2(acc[b][4 * i + 2 * r], acc[b][4 * i + 2 * r + 1]);
             if (part != NULL) {
-                *(float2 *)&part[row * D + channel] = make_float2(x[0], x[1]);
-            } else {
-                put(t, at + channel, x[0] * scale, add);
-                put(t, at + channel + 1, x[1] * scale, add);
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i++)
+                    *(float2 *)&part[row * D + 64 * b + 8 * i + channel] = sums[i];
+                continue;
             }
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                sums[i].x *= x.scale, sums[i].y *= x.scale;
+            put_pairs(x.t, at + 64 * b, sums, x.add);
         }
     }
 }
@@ -339,7 +402,7 @@ static __device__ void zero_rest(int first, dkdv_shared<D_QK, D_V, N, STAGES> *x
 }
 
 template <int D_QK, int D_V, int N, int STAGES>
-static __global__ __launch_bounds__(THREADS, 1) void dkdv_kernel(const __grid_constant__ slc_backward p,
+static __global__ __launch_bounds__(THREADS, 2) void dkdv_kernel(const __grid_constant__ slc_backward p,
                                                                  const __grid_constant__ slc_maps maps)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -352,9 +415,12 @@ static __global__ __launch_bounds__(THREADS, 1) void dkdv_kernel(const __grid_co
     dkdv_tile tile;
     if (!find_keys(p, item.list, part_of_block, &tile))
         return;
+    const int boxes = N / p.box_heads;
     tile.boxes_of_token = a.cfg.group / p.box_heads;
     tile.n_pairs = item.n * tile.boxes_of_token;
-    const int boxes = N / p.box_heads, n_stages = (tile.n_pairs + boxes - 1) / boxes;
+    tile.columns = boxes * p.box_heads;
+    tile.first_place = p.lists.begin[item.list] + item.first;
+    const int n_stages = (tile.n_pairs + boxes - 1) / boxes;
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             mbar_init(&x->filled[i], PRODUCERS);
@@ -368,57 +434,71 @@ static __global__ __launch_bounds__(THREADS, 1) void dkdv_kernel(const __grid_co
         copy_tile<D_V>(x->v, sizeof x->v[0], &maps.v, &x->loaded, tile.kv_head, map_row(a.v, tile.k, tile.key),
                        map_seq(a.v, tile.s));
     }
-    if (boxes * p.box_heads < N)
-        zero_rest(boxes * p.box_heads, x);
+    if (tile.columns < N)
+        zero_rest(tile.columns, x);
+    if (!whole_units(p))
+        find_ds_columns(p, tile.columns, x->ds_at);
     __syncthreads();
-    if (threadIdx.x >= CONSUMERS) {
+    if (threadIdx.x >= WARPGROUP) {
         registers_down<24>();
-        produce(p, maps, tile, p.lists.tokens + p.lists.begin[item.list] + item.first, n_stages, x);
+        produce(p, maps, tile, p.lists.tokens + tile.first_place, n_stages, x);
         return;
     }
-    registers_up<240>();
+    registers_up<232>();
     float dk[D_QK / 64][32] = {}, dv[D_V / 64][32] = {};
-    consume(p, n_stages, x, dk, dv);
-    bar_sync(ALL_CONSUMERS, CONSUMERS);
-    if (threadIdx.x < WARPGROUP)
-        give<D_V>(x->dv, dv);
-    else
-        give<D_QK>(x->dk, dk);
-    bar_sync(ALL_CONSUMERS, CONSUMERS);
+    consume(p, tile, n_stages, x, dk, dv);
     float *part = item.part < 0 ? NULL : part_at(p, item.part, part_of_block);
-    if (threadIdx.x < WARPGROUP) {
-        take<D_QK>(dk, x->dk);
-        store_keys<D_QK>(a.dk, a.add_dk, a.cfg.scale, tile, part, dk);
-    } else {
-        take<D_V>(dv, x->dv);
-        store_keys<D_V>(a.dv, a.add_dv, 1.0F, tile, part == NULL ? NULL : part + KEYS * D_QK, dv);
-    }
+    store_keys<D_QK>(dk_target(p), tile, part, dk);
+    store_keys<D_V>(dv_target(p), tile, part == NULL ? NULL : part + KEYS * D_QK, dv);
 }
 
 static __device__ void sum_rows(const slc_backward &p, const dkdv_tile &tile, const float *part, int n_parts,
-                                const nsa_tensor &t, bool add, float scale, int d)
+                                const sum_target &x, int d)
 {
     const int64_t to_next = (int64_t)p.n_tiles * KEYS * (p.attn.cfg.c.d_qk + p.attn.cfg.c.d_v);
     for (int i = (int)threadIdx.x; i < tile.n_keys * d; i += THREADS) {
         float sum = 0.0F;
         for (int j = 0; j < n_parts; j++)
             sum += part[j * to_next + i];
-        put(t, offset_of(t, tile.s, tile.k.start, tile.key + i / d, tile.kv_head) + i % d, sum * scale, add);
+        put(x.t, offset_of(x.t, tile.s, tile.k.start, tile.key + i / d, tile.kv_head) + i % d, sum * x.scale, x.add);
     }
 }
 
 static __global__ __launch_bounds__(THREADS) void sum_parts_kernel(const __grid_constant__ slc_backward p)
 {
-    const attn_simt &a = p.attn;
     const int64_t list = blockIdx.x / p.n_tiles;
     const int part_of_block = (int)(blockIdx.x % p.n_tiles);
     const int n_parts = (p.lists.count[list] + p.lists.item_tokens - 1) / p.lists.item_tokens;
     dkdv_tile tile;
     if (n_parts < 2 || !find_keys(p, list, part_of_block, &tile))
         return;
+    const int32_t d_qk = p.attn.cfg.c.d_qk;
     const float *part = part_at(p, p.lists.parts_begin[list], part_of_block);
-    sum_rows(p, tile, part, n_parts, a.dk, a.add_dk, a.cfg.scale, a.cfg.c.d_qk);
-    sum_rows(p, tile, part + KEYS * a.cfg.c.d_qk, n_parts, a.dv, a.add_dv, 1.0F, a.cfg.c.d_v);
+    sum_rows(p, tile, part, n_parts, dk_target(p), d_qk);
+    sum_rows(p, tile, part + KEYS * d_qk, n_parts, dv_target(p), p.attn.cfg.c.d_v);
+}
+
+/* ---- Sums of all rounds, by a warp for each row of a head */
+
+static __device__ void store_sums(const nsa_tensor &sums, const nsa_tensor &t, const place &x, float scale, bool add,
+                                  int d)
+{
+    const int64_t from = offset_at(sums, x, x.head), to = offset_at(t, x, x.head);
+    for (int i = lane_index(); i < d; i += WARP)
+        put(t, to + i, load(sums, from + i) * scale, add);
+}
+
+static __global__ __launch_bounds__(WARP *WARPS) void sums_kernel(const __grid_constant__ slc_backward p)
+{
+    const attn_simt &a = p.attn;
+    const int32_t n_heads = a.cfg.c.n_heads_kv;
+    for (int64_t i = first_item(); i < a.seqs.total_k * n_heads; i += item_stride()) {
+        place x;
+        if (!find_place(a.seqs.cu_k, a.seqs.n, a.seqs.total_k, a.seqs.max_k, n_heads, i, &x))
+            continue;
+        store_sums(p.dk, a.dk, x, a.cfg.scale, a.add_dk, a.cfg.c.d_qk);
+        store_sums(p.dv, a.dv, x, 1.0F, a.add_dv, a.cfg.c.d_v);
+    }
 }
 
 /* ---- Launches: all instantiations */
@@ -436,11 +516,31 @@ static cudaError_t launch(const slc_backward *p, const slc_maps *maps, nsa_strea
     return cudaGetLastError();
 }
 
+static cudaError_t clear(const simt_seqs *seqs, const nsa_tensor *sums, int32_t n_heads, int32_t d, nsa_stream stream)
+{
+    return cudaMemsetAsync(sums->data, 0, (size_t)(seqs->total_k * n_heads * d) * sizeof(float), stream);
+}
+
 int launch_slc_dkdv(const slc_backward *p, const slc_maps *maps, nsa_stream stream)
 {
-    switch (p->attn.cfg.c.d_qk) {
-    case 64: return launch<64, 64, 64, 8>(p, maps, stream);
-    case 128: return launch<128, 128, 64, 4>(p, maps, stream);
-    default: return launch<192, 128, 32, 6>(p, maps, stream);
+    const nsa_config *c = &p->attn.cfg.c;
+    cudaError_t error = cudaSuccess;
+    if (p->n_rounds > 1 && p->round.first == 0)
+        error = clear(&p->attn.seqs, &p->dk, c->n_heads_kv, c->d_qk, stream);
+    if (error == cudaSuccess && p->n_rounds > 1 && p->round.first == 0)
+        error = clear(&p->attn.seqs, &p->dv, c->n_heads_kv, c->d_v, stream);
+    if (error != cudaSuccess)
+        return error;
+    switch (c->d_qk) {
+    case 64: return launch<64, 64, 64, 5>(p, maps, stream);
+    case 128: return launch<128, 128, 64, 2>(p, maps, stream);
+    default: return launch<192, 128, 32, 3>(p, maps, stream);
     }
+}
+
+int launch_slc_sums(const slc_backward *p, nsa_stream stream)
+{
+    const int64_t n = p->attn.seqs.total_k * p->attn.cfg.c.n_heads_kv;
+    LAUNCH_WARPS(sums_kernel, n, stream, *p);
+    return cudaGetLastError();
 }

@@ -1,48 +1,55 @@
 /*
- * From tokens and the blocks they have selected to blocks and their tokens, in rising order: what dk and dv walk.
+ * From tokens and the blocks they have selected to blocks and their tokens, in rising order: what dk and dv walk. Of
+ * the tokens of a round.
  *
  *     count     how many tokens each block has      a CTA owns 32 blocks of a (sequence, kv head)
  *     plan      where lists begin; items            one CTA: prefix sums
- *     fill      the tokens                          as count
+ *     fill      the tokens, and for each entry of   as count
+ *               slc_idx its place among them
  *
  * An owner goes through all tokens from its first block on, in SEGMENTS parts by as many CTAs, 1024 at a time: a bit
  * for each (block, token) in shared memory, so that the order of slc_idx and repeated entries do not matter; then a
- * warp for each block, whose lanes count and write out the tokens of 32 bits each. Integers only: the same lists in
- * every run.
+ * warp for each block, whose lanes count and write out the tokens of 32 bits each; then once more through the entries,
+ * which find their places by counting bits. Integers only: the same lists in every run.
  *
  * Cost: slc_idx is read by each owner of later tokens, T/(32 slc_block)/2 times: 128 MB at 64k tokens from the L2
  * cache.
  */
-#include "cuda/simt.cuh"
-#include "ops/slc_attn/slc_attn_bwd_sm90.h"
+#include "ops/slc_attn/slc_attn_bwd_sm90.cuh"
 
 enum { OWNED = 32, WINDOW = OWNED * WARP, THREADS = OWNED * WARP };
 
 /* Rows of a sequence that an owner of blocks from `key` on looks through in one segment. */
-typedef struct row_span {
-    int64_t first, end;
-} row_span;
-
-static __device__ row_span segment_rows(const seq_range &q, const seq_range &k, int64_t key, int segment)
+static __device__ row_span segment_rows(const row_span &rows, const seq_range &q, const seq_range &k, int64_t key,
+                                        int segment)
 {
-    const int64_t first = max64(0, key - (k.n - q.n)), n = max64(0, q.n - first);
+    const int64_t first = max64(rows.first, key - (k.n - q.n)), n = max64(0, rows.end - first);
     const int64_t windows = (n + WINDOW - 1) / WINDOW, each = (windows + SEGMENTS - 1) / SEGMENTS * WINDOW;
-    const row_span x = {first + segment * each, min64(q.n, first + (segment + 1) * each)};
+    const row_span x = {first + segment * each, min64(rows.end, first + (segment + 1) * each)};
     return x;
 }
 
-/* A bit for each token of rows first .. first + n - 1 that has selected an owned block. */
-static __device__ void mark(const nsa_tensor &slc_idx, const int32_t *idx, int n, int topk, int64_t first_block,
-                            int64_t slc_block, int64_t t, uint32_t (*tokens_of)[WARP + 1])
+/* Of a window: a word for each (block, 32 tokens). */
+typedef struct window_words {
+    uint32_t tokens[OWNED][WARP + 1]; /* a bit for each that has selected the block */
+    int32_t first[OWNED][WARP + 1];   /* place of the first of them */
+} window_words;
+
+/* Of n tokens, the first of which has position t, the entries that are owned blocks: sets their bits in x, or looks up
+ * their places there, of which `places` begins with the first token's. */
+template <bool FILL>
+static __device__ void each_entry(const nsa_tensor &slc_idx, const int32_t *idx, int n, int topk, int64_t first_block,
+                                  int64_t slc_block, int64_t t, window_words *x, int32_t *places)
 {
     enum { AT_ONCE = 4 };
     int token = (int)threadIdx.x / topk, entry = (int)threadIdx.x % topk;
     while (token < n) {
         int32_t block[AT_ONCE];
-        int at[AT_ONCE];
+        int at[AT_ONCE], entry_of[AT_ONCE];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
             at[i] = token;
+            entry_of[i] = entry;
             block[i] = token < n ? __ldg(idx + token * slc_idx.stride_token + entry) : -1;
             token += THREADS / topk;
             entry += THREADS % topk;
@@ -52,8 +59,15 @@ static __device__ void mark(const nsa_tensor &slc_idx, const int32_t *idx, int n
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
             const int64_t owned = block[i] - first_block;
-            if (owned >= 0 && owned < OWNED && block[i] * slc_block <= t + at[i])
-                atomicOr(&tokens_of[owned][at[i] / WARP], 1U << at[i] % WARP);
+            if (owned < 0 || owned >= OWNED || block[i] * slc_block > t + at[i])
+                continue;
+            const int word = at[i] / WARP;
+            const uint32_t bit = 1U << at[i] % WARP;
+            if (FILL)
+                places[(int64_t)at[i] * topk + entry_of[i]] =
+                    x->first[owned][word] + __popc(x->tokens[owned][word] & (bit - 1U));
+            else
+                atomicOr(&x->tokens[owned][word], bit);
         }
     }
 }
@@ -61,7 +75,7 @@ static __device__ void mark(const nsa_tensor &slc_idx, const int32_t *idx, int n
 template <bool FILL>
 static __global__ __launch_bounds__(THREADS) void lists_kernel(const __grid_constant__ slc_backward p)
 {
-    __shared__ uint32_t tokens_of[OWNED][WARP + 1];
+    __shared__ window_words x;
     const nsa_config &c = p.attn.cfg.c;
     const nsa_tensor &slc_idx = p.attn.slc_idx;
     const int64_t n_owners = p.attn.seqs.total_k / ((int64_t)OWNED * c.slc_block) + p.attn.seqs.n;
@@ -79,25 +93,34 @@ static __global__ __launch_bounds__(THREADS) void lists_kernel(const __grid_cons
     const int64_t list = kv_head * p.lists.n_blocks + k.start / c.slc_block + s + first_block + warp;
     const bool exists = key + (int64_t)warp * c.slc_block < k.n;
     const int32_t room = FILL && exists ? p.lists.count[list] : 0;
-    int32_t *tokens = FILL && exists ? p.lists.tokens + p.lists.begin[list] : NULL;
+    const int64_t begin = FILL && exists ? p.lists.begin[list] : 0;
     int32_t n = FILL && exists ? p.lists.segments[list * SEGMENTS + segment] : 0;
-    const row_span rows = segment_rows(q, k, key, segment);
-    tokens_of[warp][lane] = 0;
+    const row_span rows = segment_rows(rows_of_round(p.round, q), q, k, key, segment);
+    x.tokens[warp][lane] = 0;
     for (int64_t row = rows.first; row < rows.end; row += WINDOW) {
+        const int32_t *idx = (const int32_t *)slc_idx.data + offset_of(slc_idx, s, q.start, row, kv_head);
+        int32_t *places = p.lists.places + (kv_head * p.round.n + q.start + row - p.round.first) * (int64_t)c.slc_topk;
+        const int here = (int)min64(WINDOW, rows.end - row);
+        const int64_t t = row + k.n - q.n;
         __syncthreads();
-        mark(slc_idx, (const int32_t *)slc_idx.data + offset_of(slc_idx, s, q.start, row, kv_head),
-             (int)min64(WINDOW, rows.end - row), c.slc_topk, first_block, c.slc_block, row + k.n - q.n, tokens_of);
+        each_entry<false>(slc_idx, idx, here, c.slc_topk, first_block, c.slc_block, t, &x, NULL);
         __syncthreads();
-        uint32_t mine = tokens_of[warp][lane];
-        tokens_of[warp][lane] = 0;
+        uint32_t mine = x.tokens[warp][lane];
         int32_t end = __popc(mine);
         for (int i = 1; i < WARP; i *= 2) {
             const int32_t before = __shfl_up_sync(~0U, end, i);
             end += lane >= i ? before : 0;
         }
-        if (FILL)
-            for (int32_t at = n + end - __popc(mine); mine != 0 && at < room; at++, mine &= mine - 1)
-                tokens[at] = (int32_t)row + lane * WARP + __ffs((int)mine) - 1;
+        if (FILL) {
+            int32_t at = n + end - __popc(mine);
+            x.first[warp][lane] = (int32_t)begin + at;
+            for (; mine != 0 && at < room; at++, mine &= mine - 1)
+                p.lists.tokens[begin + at] = (int32_t)row + lane * WARP + __ffs((int)mine) - 1;
+            __syncthreads();
+            each_entry<true>(slc_idx, idx, here, c.slc_topk, first_block, c.slc_block, t, &x, places);
+            __syncthreads();
+        }
+        x.tokens[warp][lane] = 0;
         n += __shfl_sync(~0U, end, WARP - 1);
     }
     if (!FILL && exists && lane == 0)
@@ -129,7 +152,8 @@ static __device__ int64_t sum_before(int64_t x, int64_t *all)
     return sum;
 }
 
-static __global__ __launch_bounds__(THREADS) void plan_kernel(const __grid_constant__ slc_lists p)
+/* A block without tokens has an item if it is for this round to say that its dk and dv are 0. */
+static __global__ __launch_bounds__(THREADS) void plan_kernel(const __grid_constant__ slc_lists p, int min_items)
 {
     int64_t n_tokens = 0, n_items = 0, n_parts = 0;
     for (int64_t first = 0; first < p.n_lists; first += THREADS) {
@@ -145,7 +169,8 @@ static __global__ __launch_bounds__(THREADS) void plan_kernel(const __grid_const
         const int64_t begin = n_tokens + sum_before(found, &all);
         n_tokens += all;
         const int32_t count = (int32_t)max64(0, min64(found, p.room - begin)); /* less where cu_seqlens overlap */
-        const int64_t items = list < p.n_lists ? max64(1, (count + (int64_t)p.item_tokens - 1) / p.item_tokens) : 0;
+        const int64_t items =
+            list < p.n_lists ? max64(min_items, (count + (int64_t)p.item_tokens - 1) / p.item_tokens) : 0;
         const int64_t item = n_items + sum_before(items, &all);
         n_items += all;
         const int64_t part = n_parts + sum_before(items > 1 ? items : 0, &all);
@@ -176,7 +201,7 @@ int launch_slc_lists(const slc_backward *p, nsa_stream stream)
     if (error != cudaSuccess || p->lists.n_lists == 0)
         return error;
     lists_kernel<false><<<grid, THREADS, 0, stream>>>(*p);
-    plan_kernel<<<1, THREADS, 0, stream>>>(p->lists);
+    plan_kernel<<<1, THREADS, 0, stream>>>(p->lists, p->n_rounds == 1);
     lists_kernel<true><<<grid, THREADS, 0, stream>>>(*p);
     return cudaGetLastError();
 }
