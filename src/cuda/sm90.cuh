@@ -153,6 +153,23 @@ __device__ inline void copy_bytes(void *dst, const void *src, uint32_t bytes, ui
                  : "memory");
 }
 
+/* BYTES (4, 8 or 16) of one thread, which waits until at most N groups of its copies are under way. */
+template <int BYTES> __device__ inline void copy_async(void *dst, const void *src)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(dst)), "l"(src), "n"(BYTES)
+                 : "memory");
+}
+
+__device__ inline void copies_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int N> __device__ inline void copies_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
 /* A box back to its tensor: in the place of what is there, or added to it. In the thread's group of stores. */
 __device__ inline void store_box(const CUtensorMap *map, const void *src, int channel, int head, int row, int s)
 {

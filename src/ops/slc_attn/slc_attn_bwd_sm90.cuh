@@ -11,21 +11,24 @@ __device__ inline void put(const nsa_tensor &t, int64_t at, float x, bool add)
     store(t, at, add ? load(t, at) + x : x);
 }
 
-/* Pairs of neighbours, the first pair at `at`, the others each 8 elements further. All are loaded before any is stored:
- * else each would wait for memory by itself. */
+/* An addition that the L2 cache does by itself. A launch adds to an element once at most: there is no order. */
+__device__ inline void add_pair(float *p, float2 x)
+{
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(x.x), "f"(x.y) : "memory");
+}
+
+/* Pairs of neighbours, the first pair at `at`, the others each 8 elements further. */
 template <int N> __device__ inline void put_pairs(const nsa_tensor &t, int64_t at, const float2 (&x)[N], bool add)
 {
-    float2 *f32 = (float2 *)((float *)t.data + at);
+    float *f32 = (float *)t.data + at;
     uint32_t *halves = (uint32_t *)((bf16 *)t.data + at);
-    if (t.dtype == NSA_F32 && (uintptr_t)f32 % sizeof *f32 == 0) {
-        float2 old[N] = {};
-        if (add)
-#pragma unroll
-            for (int i = 0; i < N; i++)
-                old[i] = f32[4 * i];
+    if (t.dtype == NSA_F32 && (uintptr_t)f32 % sizeof(float2) == 0) {
 #pragma unroll
         for (int i = 0; i < N; i++)
-            f32[4 * i] = make_float2(old[i].x + x[i].x, old[i].y + x[i].y);
+            if (add)
+                add_pair(f32 + 8 * i, x[i]);
+            else
+                *(float2 *)(f32 + 8 * i) = x[i];
     } else if (t.dtype == NSA_BF16 && !add && (uintptr_t)halves % sizeof *halves == 0) {
 #pragma unroll
         for (int i = 0; i < N; i++)

@@ -239,38 +239,52 @@ template <int N> static __device__ void find_ds_columns(const slc_backward &p, i
     }
 }
 
-/* Of 16 columns of the item's n-th stage, from `first` on. */
-template <int N>
-static __device__ void store_ds(const slc_backward &p, const dkdv_tile &tile, const int32_t (&ds_at)[N], int n,
-                                int first, const uint32_t (&ds)[4])
+/* Where dS of a stage goes, of this thread. */
+typedef struct ds_stage {
+    uint16_t *at;
+    int64_t to_next; /* stage */
+    int32_t unit;    /* from one to the next, in halfwords */
+    int32_t columns; /* left of the item */
+    bool whole_units;
+} ds_stage;
+
+static __device__ ds_stage first_ds_stage(const slc_backward &p, const dkdv_tile &tile)
 {
-    const int warp = (int)threadIdx.x / WARP, lane = lane_index(), group = p.attn.cfg.group, heads = p.unit_heads;
-    const int64_t column = (int64_t)n * tile.columns + first, all = (int64_t)tile.n_pairs * p.box_heads;
-    if (whole_units(p)) {
-        const int64_t unit = tile.first_place * p.units + column / HEADS;
-        uint4 *at = (uint4 *)(p.ds + (unit * p.n_tiles + tile.tile) * (HEADS * KEYS)) + warp * WARP + lane;
-        if (first < tile.columns && column < all)
-            __stcs(at, make_uint4(ds[0], ds[1], ds[2], ds[3]));
+    const int warp = (int)threadIdx.x / WARP, lane = lane_index(), heads = p.unit_heads, group = p.attn.cfg.group;
+    const bool whole = whole_units(p);
+    const int unit = p.n_tiles * heads * KEYS, units = whole ? tile.columns / HEADS : tile.columns / group * p.units;
+    const int lane_at = unit_lane(heads, warp, lane / 4) + (whole ? lane % 4 * 8 : 0);
+    const ds_stage x = {p.ds + tile.first_place * p.units * unit + tile.tile * heads * KEYS + lane_at,
+                        (int64_t)units * unit, unit, tile.n_pairs * p.box_heads, whole};
+    return x;
+}
+
+/* Of 16 columns of a stage, from `first` on. */
+template <int N>
+static __device__ void store_ds(const slc_backward &p, const dkdv_tile &tile, const ds_stage &stage,
+                                const int32_t (&ds_at)[N], int first, const uint32_t (&ds)[4])
+{
+    if (stage.whole_units) {
+        if (first < min(tile.columns, stage.columns))
+            __stcs((uint4 *)(stage.at + first / HEADS * stage.unit), make_uint4(ds[0], ds[1], ds[2], ds[3]));
         return;
     }
-    const int64_t unit = (tile.first_place + (int64_t)n * (tile.columns / group)) * p.units;
-    uint16_t *stage = p.ds + (unit * p.n_tiles + tile.tile) * (heads * KEYS) + unit_lane(heads, warp, lane / 4);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const int here = 8 * i + lane % 4 * 2;
-        const int at0 = ds_at[first + here], at1 = ds_at[first + here + 1];
-        const bool has0 = at0 >= 0 && column + here < all, has1 = at1 >= 0 && column + here + 1 < all;
+        const int column = first + 8 * i + lane_index() % 4 * 2;
+        const int at0 = ds_at[column], at1 = ds_at[column + 1];
+        const bool has0 = at0 >= 0 && column < stage.columns, has1 = at1 >= 0 && column + 1 < stage.columns;
         const uint32_t x = ds[2 * i], y = ds[2 * i + 1]; /* keys, and 8 further */
-        if (group % 2 == 0) {
+        if (p.attn.cfg.group % 2 == 0) {
             if (has0)
-                __stcs((uint2 *)(stage + at0), make_uint2(x, y));
+                __stcs((uint2 *)(stage.at + at0), make_uint2(x, y));
             continue;
         }
-        const int to_y = heads == 1 ? 1 : 2;
+        const int to_y = p.unit_heads == 1 ? 1 : 2;
         if (has0)
-            stage[at0] = (uint16_t)x, stage[at0 + to_y] = (uint16_t)y;
+            stage.at[at0] = (uint16_t)x, stage.at[at0 + to_y] = (uint16_t)y;
         if (has1)
-            stage[at1] = (uint16_t)(x >> 16), stage[at1 + to_y] = (uint16_t)(y >> 16);
+            stage.at[at1] = (uint16_t)(x >> 16), stage.at[at1 + to_y] = (uint16_t)(y >> 16);
     }
 }
 
@@ -280,6 +294,7 @@ static __device__ void consume(const slc_backward &p, const dkdv_tile &tile, int
                                float (&dv)[D_V / 64][32])
 {
     const float scale = p.attn.cfg.scale * LOG2_E;
+    ds_stage ds_of_stage = first_ds_stage(p, tile);
     mbar_wait(&x->loaded, 0);
     for (int n = 0; n < n_stages; n++) {
         const int stage = n % STAGES;
@@ -307,7 +322,7 @@ static __device__ void consume(const slc_backward &p, const dkdv_tile &tile, int
             gradients<N>(s, dp, columns.values, scale, 16 * j, prob[j], ds[j]);
             if (masked)
                 mask<N>(prob[j], ds[j], columns.sees, unfit, 16 * j);
-            store_ds<N>(p, tile, x->ds_at, n, 16 * j, ds[j]);
+            store_ds<N>(p, tile, ds_of_stage, x->ds_at, 16 * j, ds[j]);
             pin(prob[j]), pin(ds[j]);
             wgmma_fence();
 #pragma unroll
@@ -318,6 +333,8 @@ static __device__ void consume(const slc_backward &p, const dkdv_tile &tile, int
                 wgmma<64, 1>(dk[b], ds[j], further(along_mn(q[b], 0), 16 * j * BOX_ROW), 1);
             wgmma_commit();
         }
+        ds_of_stage.at += ds_of_stage.to_next;
+        ds_of_stage.columns -= tile.columns;
         wgmma_wait<0>();
 #pragma unroll
         for (int b = 0; b < D_V / 64; b++)

@@ -7,7 +7,7 @@
  * order, and brings KEYS keys at a time into a ring of stages. A warp multiplies where the stage has the keys that its
  * own token wants next. kv heads are the slowest index of the grid, so that the K of one lies in the L2 cache.
  *
- *     gK -> sK (ring)    gdS -> rdS (a block ahead) -> its transpose    sK -> rK (ldmatrix, transposed)
+ *     gK -> sK (ring)    gdS -> sdS (AHEAD of it) -> rdS -> its transpose    sK -> rK (ldmatrix, transposed)
  *     rdS rK -> rdQ -> gdQ                                                          mma.sync, heads as its 16 rows
  *
  *     filled[stage]     K has come, and which keys it has
@@ -27,10 +27,11 @@
  */
 #include "ops/slc_attn/slc_attn_bwd_sm90.cuh"
 
-enum { LANES = 4 /* of the producer, for each token */ };
+enum { LANES = 4 /* of the producer, for each token */, AHEAD = 3 };
 
-template <int D, int STAGES> struct dq_shared {
+template <int D, int TOKENS, int STAGES> struct dq_shared {
     bf16 k[STAGES][D / 64][KEYS][64];
+    uint4 ds[TOKENS][AHEAD][KEYS / 16][WARP];
     uint64_t filled[STAGES], emptied[STAGES];
     int32_t key[STAGES];  /* the first; -1: there are no more */
     int32_t keys[STAGES]; /* of the block */
@@ -89,7 +90,7 @@ static __device__ dq_token token_of(const slc_backward &p, const dq_tile &tile, 
 
 template <int D, int TOKENS, int STAGES>
 static __device__ void produce(const slc_backward &p, const slc_maps &maps, const dq_tile &tile,
-                               dq_shared<D, STAGES> *x)
+                               dq_shared<D, TOKENS, STAGES> *x)
 {
     const attn_simt &a = p.attn;
     const int lane = lane_index(), slc_block = a.cfg.c.slc_block;
@@ -128,78 +129,91 @@ static __device__ void produce(const slc_backward &p, const slc_maps &maps, cons
 
 /* ---- Consumers */
 
-/* What a token wants next. */
-typedef struct dq_next {
-    int32_t block, place; /* in the list of the block: -1 if there is none */
-    int32_t tile;         /* of the block */
-    int64_t key;          /* the first; -1: it wants no more */
-    uint4 ds[KEYS / 16];  /* as it lies in memory, on its way */
-} dq_next;
+/* A token's way through its blocks. It is AHEAD of where the token multiplies: dS has far to come. Each lane copies
+ * what it wants itself to shared memory, a slot for each KEYS keys. */
+typedef struct dq_walk {
+    int32_t entry, entry_place; /* the lane's first */
+    int32_t block, place;       /* the last that was found; its place in the list of the block, -1 if there is none */
+    int32_t tile;               /* of the block */
+    int32_t key[AHEAD];         /* what the token wants next, and then; -1: nothing */
+    int32_t slot;               /* of the first of these */
+} dq_walk;
 
-/* The token's first block after `last`, and its place there. */
-static __device__ void find_block(const slc_backward &p, const dq_token &token, int last, dq_next *x)
+/* The token's next block. */
+static __device__ void find_block(const slc_backward &p, const dq_token &token, dq_walk *x)
 {
     const int topk = p.attn.cfg.c.slc_topk;
-    int next = INT32_MAX;
-    for (int e = lane_index(); e < topk && token.exists; e += WARP) {
+    int next = x->entry > x->block ? x->entry : INT32_MAX;
+    for (int e = WARP + lane_index(); e < topk && token.exists; e += WARP) {
         const int entry = __ldg(token.idx + e);
-        next = entry > last ? min(next, entry) : next;
+        next = entry > x->block ? min(next, entry) : next;
     }
     x->block = __reduce_min_sync(~0U, next);
-    x->tile = 0;
-    x->key = (int64_t)x->block * p.attn.cfg.c.slc_block;
-    x->place = -1;
-    if (x->key > token.t)
-        x->key = -1;
-    if (x->key < 0)
-        return;
-    int place = -1;
-    for (int e = lane_index(); e < topk; e += WARP)
+    int place = x->entry == x->block ? x->entry_place : -1;
+    for (int e = WARP + lane_index(); e < topk && token.exists; e += WARP)
         if (__ldg(token.idx + e) == x->block)
             place = token.places[e];
     place = __reduce_max_sync(~0U, place);
-    x->place = place < p.lists.room ? place : -1; /* what cu_seqlens that are not sound leave there */
+    x->place = place < p.lists.room ? place : -1; /* more is what cu_seqlens that are not sound leave there */
+    x->tile = 0;
 }
 
 /* dS of the keys: of a lane for each 16 keys as many words as there are matrices. */
-static __device__ void load_ds(const slc_backward &p, int unit, dq_next *x)
+static __device__ void copy_ds(const slc_backward &p, int unit, const dq_walk &x, uint4 (*slot)[WARP])
 {
     const int heads = p.unit_heads, lane = lane_index();
     const slc_unit u = unit_of(heads);
-    const uint16_t *ds = p.ds + (((int64_t)x->place * p.units + unit) * p.n_tiles + x->tile) *
-                                    (heads * KEYS); /* of place -1: not read */
-    const bool mine = x->place >= 0 && lane % 4 < u.head_pairs;
+    const uint16_t *ds = p.ds + (((int64_t)x.place * p.units + unit) * p.n_tiles + x.tile) * (heads * KEYS);
+    const bool mine = x.place >= 0 && lane % 4 < u.head_pairs;
 #pragma unroll
     for (int j = 0; j < KEYS / 16; j++) {
         const uint16_t *at = ds + unit_lane(heads, j, lane / 4) + lane % 4 * u.matrices * 2;
-        x->ds[j] = make_uint4(0, 0, 0, 0);
         if (!mine)
-            continue;
-        if (heads > 8) {
-            x->ds[j] = __ldcs((const uint4 *)at);
-        } else if (heads > 1) {
-            const uint2 y = __ldcs((const uint2 *)at);
-            x->ds[j].x = y.x, x->ds[j].y = y.y;
-        } else {
-            const uint32_t y = __ldcs((const uint32_t *)at);
-            x->ds[j].x = y & 0xffff, x->ds[j].y = y >> 16;
-        }
+            slot[j][lane] = make_uint4(0, 0, 0, 0);
+        else if (heads > 8)
+            copy_async<16>(&slot[j][lane], at);
+        else if (heads > 1)
+            copy_async<8>(&slot[j][lane], at);
+        else
+            copy_async<4>(&slot[j][lane], at);
     }
 }
 
-static __device__ void advance(const slc_backward &p, const dq_token &token, int unit, dq_next *x)
+/* To what the token wants after all that it knows of; that replaces what it has done with. */
+static __device__ void advance(const slc_backward &p, const dq_token &token, int unit, dq_walk *x,
+                               uint4 (*slots)[KEYS / 16][WARP])
 {
-    if (x->tile + 1 < p.n_tiles && x->key + KEYS <= token.t)
-        x->tile++, x->key += KEYS;
-    else
-        find_block(p, token, x->block, x);
-    if (x->key >= 0)
-        load_ds(p, unit, x);
+    int32_t key = x->key[AHEAD - 1];
+    if (x->tile + 1 < p.n_tiles && key >= 0 && key + KEYS <= token.t) {
+        x->tile++, key += KEYS;
+    } else {
+        find_block(p, token, x);
+        const int64_t first = (int64_t)x->block * p.attn.cfg.c.slc_block;
+        key = first <= token.t ? (int32_t)first : -1;
+    }
+#pragma unroll
+    for (int i = 0; i + 1 < AHEAD; i++)
+        x->key[i] = x->key[i + 1];
+    x->key[AHEAD - 1] = key;
+    if (key >= 0)
+        copy_ds(p, unit, *x, slots[x->slot]);
+    copies_commit();
+    x->slot = x->slot + 1 < AHEAD ? x->slot + 1 : 0;
+}
+
+/* What copy_ds has left of a lane's 16 keys: the matrices of (heads, keys) 0-7, 0-7; 0-7, 8-15; 8-15, 0-7; 8-15, 8-15.
+ */
+static __device__ uint4 ds_of(uint4 x, int heads)
+{
+    if (heads > 8)
+        return x;
+    return heads > 1 ? make_uint4(x.x, x.y, 0, 0) : make_uint4(x.x & 0xffff, x.x >> 16, 0, 0);
 }
 
 /* dq += dS k of KEYS keys, of which n are seen. */
 template <int D>
-static __device__ void multiply(float (&dq)[D / 8][4], const uint4 (&ds)[KEYS / 16], const bf16 (*k)[KEYS][64], int n)
+static __device__ void multiply(float (&dq)[D / 8][4], const uint4 (*slot)[WARP], int heads, const bf16 (*k)[KEYS][64],
+                                int n)
 {
     const int lane = lane_index();
 #pragma unroll
@@ -211,12 +225,13 @@ static __device__ void multiply(float (&dq)[D / 8][4], const uint4 (&ds)[KEYS / 
                        hi = key + 9 < n   ? ~0U
                             : key + 8 < n ? 0xffffU
                                           : 0U;
-        const uint32_t a[4] = {transpose_matrix(ds[j].x) & lo, transpose_matrix(ds[j].z) & lo,
-                               transpose_matrix(ds[j].y) & hi, transpose_matrix(ds[j].w) & hi};
+        const uint4 ds = ds_of(slot[j][lane], heads);
+        const uint32_t a[4] = {transpose_matrix(ds.x) & lo, transpose_matrix(ds.z) & lo, transpose_matrix(ds.y) & hi,
+                               transpose_matrix(ds.w) & hi};
 #pragma unroll
         for (int c = 0; c < D; c += 16) {
             uint32_t b[4];
-            load_matrices_transposed(b, shared_address(k[c / 64]) + in_box(16 * j + lane % 16, c % 64 + lane / 16 * 8));
+            load_matrices_transposed(b, shared_address(k[c / 64][16 * j]) + in_box(lane % 16, c % 64 + lane / 16 * 8));
             if (n < KEYS)
                 b[0] &= lo, b[1] &= hi, b[2] &= lo, b[3] &= hi;
             mma_16x8(dq[c / 8], a, b);
@@ -249,31 +264,39 @@ static __device__ void store_dq(const slc_backward &p, const dq_tile &tile, cons
     }
 }
 
-template <int D, int STAGES>
-static __device__ void consume(const slc_backward &p, const dq_tile &tile, dq_shared<D, STAGES> *x)
+template <int D, int TOKENS, int STAGES>
+static __device__ void consume(const slc_backward &p, const dq_tile &tile, dq_shared<D, TOKENS, STAGES> *x)
 {
-    const int64_t item = tile.first + threadIdx.x / WARP;
+    const int warp = (int)threadIdx.x / WARP, topk = p.attn.cfg.c.slc_topk;
+    const int64_t item = tile.first + warp;
     const int unit = (int)(item % p.units);
     const dq_token token = token_of(p, tile, item);
+    const bool has_entry = token.exists && lane_index() < topk;
     float dq[D / 8][4] = {};
-    dq_next next;
-    find_block(p, token, -1, &next);
-    if (next.key >= 0)
-        load_ds(p, unit, &next);
+    dq_walk walk = {.entry = has_entry ? __ldg(token.idx + lane_index()) : -1,
+                    .entry_place = has_entry ? token.places[lane_index()] : -1,
+                    .block = -1,
+                    .tile = p.n_tiles};
+#pragma unroll 1
+    for (int i = 0; i < AHEAD; i++)
+        advance(p, token, unit, &walk, x->ds[warp]);
     for (int n = 0;; n++) {
         const int stage = n % STAGES;
         mbar_wait(&x->filled[stage], n / STAGES % 2);
         const int key = x->key[stage];
         if (key < 0)
             break;
-        const bool wanted = key == next.key;
-        if (wanted)
-            multiply<D>(dq, next.ds, x->k[stage], (int)min64(token.t - key + 1, x->keys[stage]));
+        const bool wanted = key == walk.key[0];
+        if (wanted) {
+            copies_wait<AHEAD - 1>();
+            multiply<D>(dq, x->ds[warp][walk.slot], p.unit_heads, x->k[stage],
+                        (int)min64(token.t - key + 1, x->keys[stage]));
+        }
         __syncwarp();
         if (lane_index() == 0)
             mbar_arrive(&x->emptied[stage]);
         if (wanted)
-            advance(p, token, unit, &next);
+            advance(p, token, unit, &walk, x->ds[warp]);
     }
     if (token.exists)
         store_dq<D>(p, tile, token, unit, dq);
@@ -286,7 +309,7 @@ static __global__ __launch_bounds__((TOKENS + 1) * WARP, CTAS) void dq_kernel(co
                                                                               int64_t n_tiles)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
-    dq_shared<D, STAGES> *x = (dq_shared<D, STAGES> *)shared;
+    dq_shared<D, TOKENS, STAGES> *x = (dq_shared<D, TOKENS, STAGES> *)shared;
     dq_tile tile;
     if (!find_dq_tile(p, TOKENS, n_tiles, &tile))
         return;
@@ -299,9 +322,9 @@ static __global__ __launch_bounds__((TOKENS + 1) * WARP, CTAS) void dq_kernel(co
     }
     __syncthreads();
     if (threadIdx.x / WARP < TOKENS)
-        consume<D>(p, tile, x);
+        consume(p, tile, x);
     else
-        produce<D, TOKENS>(p, maps, tile, x);
+        produce(p, maps, tile, x);
 }
 
 /* ---- Values of each (token, head), by 8 lanes */
@@ -357,7 +380,7 @@ int launch_slc_values(const slc_backward *p, nsa_stream stream)
 template <int D, int TOKENS, int STAGES, int CTAS>
 static cudaError_t launch(const slc_backward *p, const slc_maps *maps, nsa_stream stream)
 {
-    const int bytes = sizeof(dq_shared<D, STAGES>);
+    const int bytes = sizeof(dq_shared<D, TOKENS, STAGES>);
     const auto kernel = dq_kernel<D, TOKENS, STAGES, CTAS>;
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess)
@@ -370,8 +393,8 @@ static cudaError_t launch(const slc_backward *p, const slc_maps *maps, nsa_strea
 int launch_slc_dq(const slc_backward *p, const slc_maps *maps, nsa_stream stream)
 {
     switch (p->attn.cfg.c.d_qk) {
-    case 64: return launch<64, 7, 8, 2>(p, maps, stream);
-    case 128: return launch<128, 7, 6, 2>(p, maps, stream);
-    default: return launch<192, 5, 4, 2>(p, maps, stream);
+    case 64: return launch<64, 7, 6, 2>(p, maps, stream);
+    case 128: return launch<128, 7, 4, 2>(p, maps, stream);
+    default: return launch<192, 5, 3, 2>(p, maps, stream);
     }
 }

@@ -2,22 +2,21 @@
  * From tokens and the blocks they have selected to blocks and their tokens, in rising order: what dk and dv walk. Of
  * the tokens of a round.
  *
- *     count     how many tokens each block has      a CTA owns 32 blocks of a (sequence, kv head)
+ *     count     how many tokens each block has      a CTA owns 128 blocks of a (sequence, kv head)
  *     plan      where lists begin; items            one CTA: prefix sums
  *     fill      the tokens, and for each entry of   as count
  *               slc_idx its place among them
  *
  * An owner goes through all tokens from its first block on, in SEGMENTS parts by as many CTAs, 1024 at a time: a bit
  * for each (block, token) in shared memory, so that the order of slc_idx and repeated entries do not matter; then a
- * warp for each block, whose lanes count and write out the tokens of 32 bits each; then once more through the entries,
- * which find their places by counting bits. Integers only: the same lists in every run.
+ * warp goes through some blocks, for which its lanes count and write out the tokens of 32 bits each; then once more
+ * through the entries, which find their places by counting bits. Integers only: the same lists in every run.
  *
- * Cost: slc_idx is read by each owner of later tokens, T/(32 slc_block)/2 times: 128 MB at 64k tokens from the L2
- * cache.
+ * Cost: slc_idx is read by each owner of later tokens, T/(128 slc_block)/2 times.
  */
 #include "ops/slc_attn/slc_attn_bwd_sm90.cuh"
 
-enum { OWNED = 32, WINDOW = OWNED * WARP, THREADS = OWNED * WARP };
+enum { OWNED = 128, WINDOW = WARP * WARP, THREADS = 1024, OF_WARP = OWNED / (THREADS / WARP) };
 
 /* Rows of a sequence that an owner of blocks from `key` on looks through in one segment. */
 static __device__ row_span segment_rows(const row_span &rows, const seq_range &q, const seq_range &k, int64_t key,
@@ -29,17 +28,18 @@ static __device__ row_span segment_rows(const row_span &rows, const seq_range &q
     return x;
 }
 
-/* Of a window: a word for each (block, 32 tokens). */
-typedef struct window_words {
+/* Owned blocks in a window; rows of words for each 32 tokens. */
+typedef struct owned_blocks {
     uint32_t tokens[OWNED][WARP + 1]; /* a bit for each that has selected the block */
     int32_t first[OWNED][WARP + 1];   /* place of the first of them */
-} window_words;
+    int32_t next[OWNED], end[OWNED];  /* where the block's next token goes, and its list ends; of the count: from 0 */
+} owned_blocks;
 
 /* Of n tokens, the first of which has position t, the entries that are owned blocks: sets their bits in x, or looks up
  * their places there, of which `places` begins with the first token's. */
 template <bool FILL>
 static __device__ void each_entry(const nsa_tensor &slc_idx, const int32_t *idx, int n, int topk, int64_t first_block,
-                                  int64_t slc_block, int64_t t, window_words *x, int32_t *places)
+                                  int64_t slc_block, int64_t t, owned_blocks *x, int32_t *places)
 {
     enum { AT_ONCE = 4 };
     int token = (int)threadIdx.x / topk, entry = (int)threadIdx.x % topk;
@@ -72,10 +72,31 @@ static __device__ void each_entry(const nsa_tensor &slc_idx, const int32_t *idx,
     }
 }
 
+/* Counts the tokens of an owned block, by a warp; writes them out. */
+template <bool FILL> static __device__ void list_tokens(int32_t *tokens, int32_t first_row, int block, owned_blocks *x)
+{
+    const int lane = lane_index();
+    uint32_t mine = x->tokens[block][lane];
+    int32_t end = __popc(mine);
+    for (int i = 1; i < WARP; i *= 2) {
+        const int32_t before = __shfl_up_sync(~0U, end, i);
+        end += lane >= i ? before : 0;
+    }
+    int32_t at = x->next[block] + end - __popc(mine);
+    __syncwarp();
+    if (lane == WARP - 1)
+        x->next[block] += end;
+    if (!FILL)
+        return;
+    x->first[block][lane] = at;
+    for (; mine != 0 && at < x->end[block]; at++, mine &= mine - 1)
+        tokens[at] = first_row + lane * WARP + __ffs((int)mine) - 1;
+}
+
 template <bool FILL>
 static __global__ __launch_bounds__(THREADS) void lists_kernel(const __grid_constant__ slc_backward p)
 {
-    __shared__ window_words x;
+    __shared__ owned_blocks x;
     const nsa_config &c = p.attn.cfg.c;
     const nsa_tensor &slc_idx = p.attn.slc_idx;
     const int64_t n_owners = p.attn.seqs.total_k / ((int64_t)OWNED * c.slc_block) + p.attn.seqs.n;
@@ -90,13 +111,16 @@ static __global__ __launch_bounds__(THREADS) void lists_kernel(const __grid_cons
 
     const int lane = lane_index(), warp = (int)threadIdx.x / WARP;
     const int64_t first_block = key / c.slc_block;
-    const int64_t list = kv_head * p.lists.n_blocks + k.start / c.slc_block + s + first_block + warp;
-    const bool exists = key + (int64_t)warp * c.slc_block < k.n;
-    const int32_t room = FILL && exists ? p.lists.count[list] : 0;
-    const int64_t begin = FILL && exists ? p.lists.begin[list] : 0;
-    int32_t n = FILL && exists ? p.lists.segments[list * SEGMENTS + segment] : 0;
+    const int64_t first_list = kv_head * p.lists.n_blocks + k.start / c.slc_block + s + first_block;
+    const int n_owned = (int)min64(OWNED, (k.n - key + c.slc_block - 1) / c.slc_block);
+    for (int i = (int)threadIdx.x; i < n_owned; i += THREADS) {
+        const int64_t list = first_list + i, begin = FILL ? p.lists.begin[list] : 0;
+        x.next[i] = FILL ? (int32_t)begin + p.lists.segments[list * SEGMENTS + segment] : 0;
+        x.end[i] = FILL ? (int32_t)begin + p.lists.count[list] : 0;
+    }
+    for (int i = 0; i < OF_WARP; i++)
+        x.tokens[warp * OF_WARP + i][lane] = 0;
     const row_span rows = segment_rows(rows_of_round(p.round, q), q, k, key, segment);
-    x.tokens[warp][lane] = 0;
     for (int64_t row = rows.first; row < rows.end; row += WINDOW) {
         const int32_t *idx = (const int32_t *)slc_idx.data + offset_of(slc_idx, s, q.start, row, kv_head);
         int32_t *places = p.lists.places + (kv_head * p.round.n + q.start + row - p.round.first) * (int64_t)c.slc_topk;
@@ -105,26 +129,19 @@ static __global__ __launch_bounds__(THREADS) void lists_kernel(const __grid_cons
         __syncthreads();
         each_entry<false>(slc_idx, idx, here, c.slc_topk, first_block, c.slc_block, t, &x, NULL);
         __syncthreads();
-        uint32_t mine = x.tokens[warp][lane];
-        int32_t end = __popc(mine);
-        for (int i = 1; i < WARP; i *= 2) {
-            const int32_t before = __shfl_up_sync(~0U, end, i);
-            end += lane >= i ? before : 0;
-        }
+        for (int i = warp * OF_WARP; i < min(n_owned, (warp + 1) * OF_WARP); i++)
+            list_tokens<FILL>(p.lists.tokens, (int32_t)row, i, &x);
         if (FILL) {
-            int32_t at = n + end - __popc(mine);
-            x.first[warp][lane] = (int32_t)begin + at;
-            for (; mine != 0 && at < room; at++, mine &= mine - 1)
-                p.lists.tokens[begin + at] = (int32_t)row + lane * WARP + __ffs((int)mine) - 1;
             __syncthreads();
             each_entry<true>(slc_idx, idx, here, c.slc_topk, first_block, c.slc_block, t, &x, places);
             __syncthreads();
         }
-        x.tokens[warp][lane] = 0;
-        n += __shfl_sync(~0U, end, WARP - 1);
+        for (int i = 0; i < OF_WARP; i++)
+            x.tokens[warp * OF_WARP + i][lane] = 0;
     }
-    if (!FILL && exists && lane == 0)
-        p.lists.segments[list * SEGMENTS + segment] = n;
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < n_owned && !FILL; i += THREADS)
+        p.lists.segments[(first_list + i) * SEGMENTS + segment] = x.next[i];
 }
 
 /* ---- Where each list begins, and its items */
