@@ -17,10 +17,13 @@
  * there. Everything else has a row of its own. Sums are in the order of the keys, whatever the order of slc_idx and
  * whatever the other tokens of the CTA want.
  *
- * Cost at 64k tokens, 64/4 heads, d 128: 1.1 TFLOP; 8.6 GB of dS; 57 GB of K through the L2 cache where tokens of a CTA
- * share no blocks, which is what it is bound by. Without dS it was 16.0 ms there on an H100 (9.5 ms where neighbours
- * select much the same): three products, of which those with N = 16 read their operand k or v from shared memory for 8
- * cycles' work of a tensor core, and V through the L2 cache besides.
+ * Cost at 64k tokens, 64/4 heads, d 128: 1.1 TFLOP; 8.6 GB of dS; 55 GB of K through the L2 cache where tokens of a CTA
+ * share no blocks. One H200, 2026-11-28: 9.7 ms with random blocks, 6.1 ms where neighbours select much the same; 0.84
+ * and 0.63 at 8k. With S and dP made anew (three products by wgmma with N = 16, whose operands k and v shared memory
+ * reads for 8 cycles' work of a tensor core; and V through the L2 cache besides) it was 16.9, 11.3; 1.54, 1.14.
+ *
+ * Tried there (ms at 64k): dS in registers, one block ahead, and the places looked up in memory 9.8; AHEAD = 2 and a
+ * stage more 9.5, with a spill. Transposing dS costs 0.2.
  *
  * A stage is given back only when its k has come to registers. Right after ldmatrix was issued is too early: the copy
  * engine then overtakes it now and then.
@@ -216,7 +219,7 @@ static __device__ void multiply(float (&dq)[D / 8][4], const uint4 (*slot)[WARP]
                                 int n)
 {
     const int lane = lane_index();
-#pragma unroll
+#pragma unroll(D > 128 ? 2 : KEYS / 16)
     for (int j = 0; j < KEYS / 16; j++) {
         const int key = 16 * j + lane % 4 * 2; /* and the next, and both 8 further */
         const uint32_t lo = key + 1 < n ? ~0U
