@@ -31,11 +31,12 @@ test-gpu:
 	cmake --build $(GPU_BUILD) -j $(JOBS)
 	ctest --test-dir $(GPU_BUILD) --label-regex '^gpu$$' --output-on-failure --no-tests=error
 
-# All that is promised about speed: a table, and a file of JSON lines to compare with later. About ten minutes.
+# All that is promised about speed: a table, a file of JSON lines to compare with later, a chart. About ten minutes.
 RESULTS = bench/results/$$(date -u +%F)-$$(git rev-parse --short HEAD).jsonl
 bench: setup
 	$(MAKE) --no-print-directory build
 	$(BUILD)/nsa bench --json >bench.jsonl.new && mv bench.jsonl.new $(RESULTS)
+	$(BUILD)/nsa bench --from $(RESULTS) --chart docs/img/bench-cpu.png
 
 # The same on a GPU, with a chart of it beside what others reach.
 GPU_RESULTS = bench/results/$$(date -u +%F)-$$(git rev-parse --short HEAD)-gpu.jsonl
