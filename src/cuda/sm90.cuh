@@ -95,6 +95,22 @@ __device__ inline void bar_sync(int id, int threads)
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/* Whether `x` holds in one of them. */
+__device__ inline bool bar_or(int id, int threads, bool x)
+{
+    uint32_t any;
+    asm volatile("{\n"
+                 ".reg .pred p, any;\n"
+                 "setp.ne.b32 p, %3, 0;\n"
+                 "barrier.cta.red.or.pred any, %1, %2, p;\n"
+                 "selp.u32 %0, 1, 0, any;\n"
+                 "}"
+                 : "=r"(any)
+                 : "r"(id), "r"(threads), "r"((uint32_t)x)
+                 : "memory");
+    return any != 0;
+}
+
 __device__ inline void bar_arrive(int id, int threads)
 {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -84,7 +84,8 @@ static char *selection(const large *x, rng *r)
     return p;
 }
 
-static void init(large *x, const nsa_ctx *ctx, int32_t tokens, int32_t n_heads_kv, int32_t d_qk, int32_t d_v)
+static void init(large *x, const nsa_ctx *ctx, int branch, int32_t tokens, int32_t n_heads_kv, int32_t d_qk,
+                 int32_t d_v)
 {
     rng r = rng_new();
     *x = (large){.tokens = tokens};
@@ -104,9 +105,10 @@ static void init(large *x, const nsa_ctx *ctx, int32_t tokens, int32_t n_heads_k
     x->lse = on_device((size_t)tokens * (size_t)n_q * sizeof(float));
     x->slc_idx = selection(x, &r);
     const nsa_tensor k = nsa_packed(x->k, NSA_BF16, n_heads_kv, d_qk), v = nsa_packed(x->v, NSA_BF16, n_heads_kv, d_v);
+    const int32_t start_div = branch == NSA_CMP ? x->cfg.cmp_stride : 1;
     x->p = (attn_problem){
         .ctx = ctx,
-        .branch = NSA_SLC,
+        .branch = branch,
         .cfg = &x->cfg,
         .seqs = {.n = 1,
                  .total_q = tokens,
@@ -116,8 +118,8 @@ static void init(large *x, const nsa_ctx *ctx, int32_t tokens, int32_t n_heads_k
                  .cu_q = x->cu,
                  .cu_k = x->cu},
         .q = nsa_packed(x->q, NSA_BF16, n_q, d_qk),
-        .k = rows_from_tensor(&k, d_qk, x->cu, 1),
-        .v = rows_from_tensor(&v, d_v, x->cu, 1),
+        .k = rows_from_tensor(&k, d_qk, x->cu, start_div),
+        .v = rows_from_tensor(&v, d_v, x->cu, start_div),
         .slc_idx = nsa_packed(x->slc_idx, NSA_I32, n_heads_kv, x->cfg.slc_topk),
         .o = nsa_packed(x->o, NSA_BF16, n_q, d_v),
         .lse = nsa_packed(x->lse, NSA_F32, n_q, 1),
@@ -144,8 +146,9 @@ static void run(op_fn *op, const attn_problem *p)
 static grads run_backward(const large *x, const attn_impl *impl)
 {
     const int64_t tokens = x->tokens, n_q = x->cfg.n_heads_q, n_kv = x->cfg.n_heads_kv;
-    grads g = {.bytes = {(size_t)(tokens * n_q * x->cfg.d_qk) * 2, (size_t)(tokens * n_kv * x->cfg.d_qk) * 2,
-                         (size_t)(tokens * n_kv * x->cfg.d_v) * 2}};
+    const int64_t n_keys = x->p.branch == NSA_CMP ? nsa_n_cmp(&x->cfg, x->tokens) : tokens;
+    grads g = {.bytes = {(size_t)(tokens * n_q * x->cfg.d_qk) * 2, (size_t)(n_keys * n_kv * x->cfg.d_qk) * 2,
+                         (size_t)(n_keys * n_kv * x->cfg.d_v) * 2}};
     for (int i = 0; i < 3; i++) {
         g.data[i] = on_device(g.bytes[i]);
         cuda_ok(cudaMemset(g.data[i], POISON_BYTE, g.bytes[i]));
@@ -210,9 +213,10 @@ static void near(const char *what, const uint16_t *x, const uint16_t *y, size_t 
         test_fail("%s is off by %g of its size", what, sqrt(off / all));
 }
 
-static const attn_impl *impl_named(const char *name)
+static const attn_impl *impl_named(int branch, const char *name)
 {
-    const attn_impl *x = slc_attn_impls;
+    static const attn_impl *const impls[] = {cmp_attn_impls, slc_attn_impls, win_attn_impls};
+    const attn_impl *x = impls[branch];
     while (x->name != NULL && strcmp(x->name, name) != 0)
         x++;
     require(x->name != NULL);
@@ -225,18 +229,20 @@ static void test_same_bits(void **state)
     const nsa_ctx *ctx = gpu_context();
     if (!ctx_is_sm90(ctx))
         return;
-    large x;
-    init(&x, ctx, LARGE, 4, 128, 128);
-    const attn_impl *impl = impl_named("sm90");
-    run(impl->forward, &x.p);
-    grads first = run_backward(&x, impl);
-    for (int i = 0; i < 3; i++) {
-        grads again = run_backward(&x, impl);
-        compare_grads(&again, &first, same_bits);
-        destroy_grads(&again);
+    for (int branch = 0; branch < NSA_N_BRANCHES; branch++) {
+        large x;
+        init(&x, ctx, branch, LARGE, 4, 128, 128);
+        const attn_impl *impl = impl_named(branch, "sm90");
+        run(impl->forward, &x.p);
+        grads first = run_backward(&x, impl);
+        for (int i = 0; i < 3; i++) {
+            grads again = run_backward(&x, impl);
+            compare_grads(&again, &first, same_bits);
+            destroy_grads(&again);
+        }
+        destroy_grads(&first);
+        destroy(&x);
     }
-    destroy_grads(&first);
-    destroy(&x);
 }
 
 static void test_near_simt(void **state)
@@ -245,18 +251,20 @@ static void test_near_simt(void **state)
     const nsa_ctx *ctx = gpu_context();
     if (!ctx_is_sm90(ctx))
         return;
-    /* kv heads, d_qk, d_v; so many kv heads that the backward takes the tokens in two rounds. */
+    /* kv heads, d_qk, d_v; with many kv heads the backward of slc takes the tokens in two rounds. */
     static const int32_t shapes[][3] = {{2, 64, 64}, {2, 128, 128}, {2, 192, 128}, {16, 64, 64}};
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        large x;
-        init(&x, ctx, MEDIUM, shapes[i][0], shapes[i][1], shapes[i][2]);
-        run(impl_named("simt")->forward, &x.p);
-        grads got = run_backward(&x, impl_named("sm90")), want = run_backward(&x, impl_named("simt"));
-        compare_grads(&got, &want, near);
-        destroy_grads(&got);
-        destroy_grads(&want);
-        destroy(&x);
-    }
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int branch = 0; branch < NSA_N_BRANCHES; branch++) {
+            large x;
+            init(&x, ctx, branch, MEDIUM, shapes[i][0], shapes[i][1], shapes[i][2]);
+            run(impl_named(branch, "simt")->forward, &x.p);
+            grads got = run_backward(&x, impl_named(branch, "sm90")),
+                  want = run_backward(&x, impl_named(branch, "simt"));
+            compare_grads(&got, &want, near);
+            destroy_grads(&got);
+            destroy_grads(&want);
+            destroy(&x);
+        }
 }
 
 const test_case test_cases[] = {TEST(test_same_bits), TEST(test_near_simt), {NULL, NULL, NULL}};

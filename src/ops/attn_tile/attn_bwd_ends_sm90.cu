@@ -1,9 +1,9 @@
 /*
  * Before and after the walks of attn_bwd_sm90.cu.
  *
- *     rows_kernel       a block for each row tile: delta, what else a step needs of its rows, zeros where nobody adds
- * to dq keys_kernel       a block for each key tile: dk and dv from its sums round_kernel      a warp for each (token,
- * head): dq from the workspace
+ *     rows_kernel     a block for each row tile: delta, what else a step needs of its rows; zeros where nobody adds
+ *     keys_kernel     a block for each key tile: dk and dv from its sums
+ *     round_kernel    a warp for each (token, head): dq from the workspace
  *
  * Cost: d_o and o are read once, 0.75 ms at 64k (64 heads, d 128) at 3 TB/s; the results once or twice.
  */
@@ -13,8 +13,8 @@
 
 enum { LANES_PER_ROW = 8 };
 
-/* d_o . o of a row by 8 lanes. */
-static __device__ float dot_row(const uint4 *x, const uint4 *y, int n)
+/* d_o . o of a row by 8 lanes; `finite` becomes false in one that has a part of d_o which is not. */
+static __device__ float dot_row(const uint4 *x, const uint4 *y, int n, bool *finite)
 {
     float sum = 0.0F;
     for (int i = lane_index() % LANES_PER_ROW; i < n; i += LANES_PER_ROW) {
@@ -22,6 +22,7 @@ static __device__ float dot_row(const uint4 *x, const uint4 *y, int n)
         const uint32_t xs[] = {x4.x, x4.y, x4.z, x4.w}, ys[] = {y4.x, y4.y, y4.z, y4.w};
 #pragma unroll
         for (int j = 0; j < 4; j++) {
+            *finite = *finite && !not_finite(xs[j]);
             const float2 a = __bfloat1622float2(*(const __nv_bfloat162 *)&xs[j]),
                          b = __bfloat1622float2(*(const __nv_bfloat162 *)&ys[j]);
             sum = fmaf(a.y, b.y, fmaf(a.x, b.x, sum));
@@ -30,17 +31,6 @@ static __device__ float dot_row(const uint4 *x, const uint4 *y, int n)
     for (int i = LANES_PER_ROW / 2; i > 0; i /= 2)
         sum += __shfl_xor_sync(~0U, sum, i);
     return sum;
-}
-
-/* Rising, but key tiles of a segment that begins among them are earlier than the others. */
-static __device__ void set_order(const attn_bwd_sm90 &p, bwd_stats *stats, int32_t s, int32_t lo, int32_t hi)
-{
-    const attn_simt &a = p.a;
-    const int32_t base =
-        (int32_t)first_tile(a.seqs.cu_k, s, a.seqs.total_k, a.branch == NSA_CMP ? a.cfg.c.cmp_stride : 1, KEYS);
-    const int32_t first = base + lo / KEYS, last = base + (hi - 1) / KEYS;
-    stats->start = max(first, last / p.segment * p.segment);
-    stats->wrap = last - stats->start + 1 - first;
 }
 
 /* Nobody adds to these rows of dq. */
@@ -74,26 +64,32 @@ static __global__ __launch_bounds__(WARP *WARPS) void rows_kernel(const __grid_c
     bwd_stats *stats = &p.stats[row_index(p, (int32_t)tile, head, part)];
     const int32_t first_head = head * a.cfg.group + part * p.heads;
     const int64_t n = min64(p.tokens, q.n - first), t = first + k.n - q.n;
+    bool plain = n == p.tokens;
     for (int r = threadIdx.x / LANES_PER_ROW; r < ROWS; r += WARP * WARPS / LANES_PER_ROW) {
         const int64_t row = first + r / p.heads, h = first_head + r % p.heads;
         const bool there = r < n * p.heads;
         const int64_t o_at = there ? offset_of(a.o, s, q.start, row, h) : 0;
         const int64_t d_o_at = there ? offset_of(a.d_o, s, q.start, row, h) : 0;
         const float delta = dot_row((const uint4 *)((const bf16 *)a.d_o.data + d_o_at),
-                                    (const uint4 *)((const bf16 *)a.o.data + o_at), there ? c.d_v / 8 : 0);
+                                    (const uint4 *)((const bf16 *)a.o.data + o_at), there ? c.d_v / 8 : 0, &plain);
         if (lane_index() % LANES_PER_ROW != 0)
             continue;
         const float lse = there ? load(a.lse, offset_of(a.lse, s, q.start, row, h)) : -INFINITY;
-        stats->lse[r] = lse == -INFINITY ? INFINITY : lse * LOG2_E;
-        stats->delta[r] = delta;
-        stats->gate[r] = !there                ? 0.0F
-                         : a.gate.data == NULL ? 1.0F
-                                               : load(a.gate, offset_of(a.gate, s, q.start, row, h) + a.branch);
+        const float gate =
+            !there || a.gate.data == NULL ? 1.0F : load(a.gate, offset_of(a.gate, s, q.start, row, h) + a.branch);
+        stats->lse[r] = lse == -INFINITY ? INFINITY : lse * LOG2_E - log2f(fabsf(gate));
+        stats->delta[r] = delta * a.cfg.scale;
+        stats->sign[r] = copysignf(1.0F, gate);
+        plain = plain && !signbit(gate);
     }
+    plain = __syncthreads_and(plain) != 0;
     int32_t lo, hi;
     keys_seen(a, (int32_t)t, (int32_t)(t + n - 1), &lo, &hi);
-    if (threadIdx.x == 0)
-        set_order(p, stats, s, lo, hi);
+    if (threadIdx.x == 0) {
+        const int div = a.branch == NSA_CMP ? c.cmp_stride : 1;
+        stats->first = (int32_t)first_tile(a.seqs.cu_k, s, a.seqs.total_k, div, KEYS) + lo / KEYS;
+        stats->plain = plain;
+    }
     if (hi == 0 && !p.add_dq)
         clear_rows(p, s, q.start, first, n, first_head);
 }
@@ -120,13 +116,11 @@ static __global__ __launch_bounds__(CONSUMERS) void keys_kernel(const __grid_con
         const bool is_k = i < d_qk / 8;
         const nsa_tensor &to = is_k ? a.dk : a.dv;
         const bool add = is_k ? a.add_dk : a.add_dv;
-        const float scale = is_k ? a.cfg.scale : 1.0F;
         const int channel = (is_k ? i : i - d_qk / 8) * 8 + 2 * (lane_index() % 4);
         if (w.first + row < w.n_keys)
-            put2(to, offset_of(to, w.s, w.k_start, w.first + row, w.head) + channel, sum.x * scale, sum.y * scale, add);
+            put2(to, offset_of(to, w.s, w.k_start, w.first + row, w.head) + channel, sum.x, sum.y, add);
         if (w.first + row + 8 < w.n_keys)
-            put2(to, offset_of(to, w.s, w.k_start, w.first + row + 8, w.head) + channel, sum.z * scale, sum.w * scale,
-                 add);
+            put2(to, offset_of(to, w.s, w.k_start, w.first + row + 8, w.head) + channel, sum.z, sum.w, add);
     }
 }
 

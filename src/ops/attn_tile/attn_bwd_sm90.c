@@ -55,26 +55,22 @@ static int64_t div_up(int64_t a, int64_t b)
     return (a + b - 1) / b;
 }
 
-/* Walks that are at a row tile at the same time find it in L2. A window's key tiles begin one after another, each at
- * its first token, and follow each other: as many segments side by side as keep the SMs at work. Other keys are seen up
- * to the last token: their walks begin there together, and are cut into pieces for them to stay together and for all
- * SMs to have some. */
+/* Walks that are at a row tile at the same time find it in L2, and blocks begin many at a time: all begin at a row tile
+ * of the same number modulo a period. A window's walks have about its length, which is the period. Other keys are seen
+ * up to the last token: their walks are cut into pieces, a period long, for all SMs to have some. */
 static void divide(attn_bwd_sm90 *x, const attn_problem *p)
 {
     const int64_t max_k = p->seqs.max_k, n_heads = p->cfg->n_heads_kv;
     const int64_t window = p->branch == NSA_WIN ? min_i64(p->cfg->win_size, max_k) : max_k;
     const int64_t longest = max_i64(1, div_up(p->seqs.max_q, x->tokens));
-    x->from_end = window > max_k / 2;
-    x->segment = x->k_tiles;
-    x->chunk = (int32_t)longest;
-    if (x->from_end) {
+    if (window > max_k / 2) {
         const int64_t work = x->q_tiles * n_heads * (rows_of_keys(p, 1).max / BWD_KEYS + 1) / 2;
         const int64_t piece = max_i64(SHORTEST_PIECE, min_i64(work / 2 / SMS, LONGEST_PIECE));
         x->chunk = (int32_t)div_up(longest, div_up(longest, piece));
+        x->period = x->chunk;
     } else {
-        const int64_t seen = (window + x->tokens - 2) / BWD_KEYS + 2; /* key tiles that a row tile sees, at most */
-        const int64_t n = div_up(SMS, n_heads * (window / BWD_KEYS + 1));
-        x->segment = (int32_t)max_i64(seen, div_up(x->k_tiles, n));
+        x->chunk = (int32_t)longest;
+        x->period = (int32_t)min_i64(longest, (window + BWD_KEYS + x->tokens - 3) / x->tokens + 1);
     }
     x->n_chunks = (int32_t)div_up(longest, x->chunk);
 }

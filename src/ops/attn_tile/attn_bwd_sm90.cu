@@ -18,31 +18,38 @@
  *     sdS sK -> rdQ -> sdQ -> gdQ     half of the channels by each warpgroup; a ring of BUFFERS: dq_full, dq_empty
  *
  * One warp of the fourth warpgroup loads, and one for each buffer has the copy engine add a step's dq to float32 in
- * global memory, when it is the tile's turn: all key tiles that see a row tile add to it in one order (bwd_stats),
- * which a counter for each row tile keeps. The first one stores, unless dq is added to. Blocks take their work in an
- * order (a ticket) in which they wait for such only as took theirs before, so that all end. The pieces of a walk
- * (divide in attn_bwd_sm90.c) add to dk and dv in the same way, the last tokens' first.
+ * global memory, when it is the tile's turn: all key tiles that see a row tile add to it in rising order, which a
+ * counter for each row tile keeps. The first one stores, unless dq is added to. Blocks take their work in the same order
+ * (a ticket), so that they wait for such only as took theirs before, and all end. The pieces of a walk (divide in
+ * attn_bwd_sm90.c) add to dk and dv in turns too, the last tokens' first. Walks begin at row tiles that are the same
+ * modulo a period and go through it downwards and round (first_step): blocks that run at the same time are at the same
+ * row tile at the same time, find it in L2, and none has to wait for one that comes there much later.
  *
- * Masks: a step whose rows do not all see all keys selects p and ds. What else could bring an unseen NaN or infinity
- * into a product is zeroed in shared memory: rows of k and v once, rows of q and d_o in those steps. lse or delta of a
- * row that is not finite itself makes NaN of all that it sees.
+ * Masks: a step whose rows do not all see all keys selects p and ds; where none of a warpgroup's keys is seen it
+ * multiplies half as much (half_step). What else could bring an unseen NaN or infinity into a product is zeroed in
+ * shared memory: rows of k and v once; rows of q and d_o in such steps, if an element of s is not finite (a row of q
+ * that is not makes its whole column of s so) or the row tile is not `plain` (bwd_stats). lse or delta of a row that is
+ * not finite itself makes NaN of all that it sees.
  *
  * Numerics: p and ds are rounded to bf16, d_o is not multiplied by the gate before it is used; all else is float32.
  *
  * Cost: a step of d 128 is 5.2 M multiply-adds, 2560 cycles of an SM's tensor cores, and moves about 370 KB through
  * shared memory (2900 cycles at 128 bytes), which binds; through L2 it brings 32 KB and adds 32 KB to dq.
  *
- * Measured on an H100 (80GB HBM3), 2026-11-24, medians, 64/4 heads, d 128, random normal inputs, all launches of the
- * backward together, TFLOP/s by five products:
+ * Measured on an H200, 2026-11-28, medians, 64/4 heads, d 128, random normal inputs, the walks (and all launches of the
+ * backward together), ms; TFLOP/s of the walks by five products:
  *
- *     dense, 8k          5.90 ms   466        cmp, 8k     0.93 ms   183        cmp, 64k    25.1 ms   438
- *     win 512, 8k        1.64 ms   202        win, 64k    9.34 ms   293
+ *     dense, 8k     5.45 (5.59)   505        cmp, 8k     0.62 (0.75)        cmp, 64k    21.6 (22.3)   509
+ *     win 512, 8k   0.81 (0.95)   406        win, 64k    6.20 (7.37)  443
+ *
+ * Before that, on the same card: win 1.39 and 8.02, cmp 0.70 and 22.7, with walks of a window that began one after
+ * another, each at its first token; with rows of q and d_o looked at in shared memory at each masked step; and with both
+ * warpgroups at work at the edges of masks.
  *
  * Found by leaving parts out (dense, 8k): that dq is added costs 0.6 ms, its way through shared memory 0.7 ms; turns,
  * exponentials and DS_BAR nothing. Tried and no faster: dq a step later, for the warpgroups to drift apart; p rounded
  * before ds, for its registers. Slower: three stages and one buffer of dq (by 14%); all walks of a window from the last
- * token (13.7 ms), which find nothing in L2. clean_rows costs win 1.6 ms at 64k, cmp 2: a check of q before the walks
- * would be cheaper.
+ * token in rows that differ at any time (13.7 ms on an H100), which find nothing in L2.
  */
 #include "ops/attn_tile/attn_bwd_sm90.cuh"
 
@@ -51,8 +58,14 @@ enum {
     STAGES = 2,
     BUFFERS = 2,  /* of dq */
     TILE_BAR = 1, /* barriers of the consumers */
-    DS_BAR = 2
+    DS_BAR = 2,
+    OR_BAR = 3
 };
+
+/* Positions from `from` on and before `past`: those that see some or all of a number of keys. */
+typedef struct seers {
+    int32_t from, past;
+} seers;
 
 /* ---- Shared memory */
 
@@ -68,6 +81,7 @@ template <int D_QK, int D_V> struct tiles {
     bwd_stats stats[STAGES];
     int32_t token[ROWS]; /* of each row of a tile */
     key_walk walk;
+    seers some[2], all;
     bool found;
     uint64_t kv_full, full[STAGES], empty[STAGES], dq_full[BUFFERS], dq_empty[BUFFERS];
 };
@@ -96,7 +110,7 @@ static __device__ void load_tiles(const attn_bwd_sm90 &p, const attn_bwd_maps &m
     copy_tile<D_V>(x.v, KEYS * BOX_ROW, &maps.v, &x.kv_full, w.head, row_in(a.v, w.k_start, w.first), seq_in(a.v, w.s));
     const uint32_t bytes = (uint32_t)((D_QK + D_V) * 2 * p.tokens * p.heads + sizeof x.stats[0]);
     step at = first_step(p, w);
-    for (int32_t i = 0, n = n_steps(p, w); i < n; i++, next_step(p, &at)) {
+    for (int32_t i = 0, n = n_steps(p, w); i < n; i++, next_step(p, w, &at)) {
         const int st = i % STAGES;
         const int32_t head = w.head * a.cfg.group + at.part * p.heads, row = at.tile * p.tokens;
         if (i >= STAGES)
@@ -128,8 +142,8 @@ static __device__ void end_turn(uint32_t *turn)
 
 /* Boxes to dq; of a sequence's last tokens, which may not fill them, one by one. */
 template <int D_QK>
-static __device__ void send_dq(const attn_bwd_sm90 &p, const attn_bwd_maps &maps, const key_walk &w, const float *boxes,
-                               const step &at, bool stores)
+static __device__ void add_boxes(const attn_bwd_sm90 &p, const attn_bwd_maps &maps, const key_walk &w,
+                                 const float *boxes, const step &at, bool stores)
 {
     const int32_t left = w.n_q - at.tile * p.tokens, n = left < p.tokens ? left : 1;
     const CUtensorMap *map = left < p.tokens ? &maps.dq_token : &maps.dq;
@@ -151,17 +165,16 @@ static __device__ void add_dq(const attn_bwd_sm90 &p, const attn_bwd_maps &maps,
 {
     const key_walk &w = x.walk;
     step at = first_step(p, w);
-    for (int32_t i = 0, n = n_steps(p, w); i < n; i++, next_step(p, &at)) {
+    for (int32_t i = 0, n = n_steps(p, w); i < n; i++, next_step(p, w, &at)) {
         if (i % BUFFERS != buffer)
             continue;
         const int64_t row = row_index(p, w.q_base + at.tile, w.head, at.part);
-        const int32_t start = p.stats[row].start;
-        const int32_t mine = w.tile >= start ? w.tile - start : w.tile + p.stats[row].wrap;
+        const int32_t mine = w.tile - p.stats[row].first;
         uint32_t *turn = p.turn + row;
         if (mine > 0)
             wait_turn(turn, (uint32_t)mine);
         mbar_wait(&x.dq_full[buffer], i / BUFFERS & 1);
-        send_dq<D_QK>(p, maps, w, x.dq[buffer][0][0], at, mine == 0 && !p.add_dq);
+        add_boxes<D_QK>(p, maps, w, x.dq[buffer][0][0], at, mine == 0 && !p.add_dq);
         stores_commit();
         stores_wait_read();
         mbar_arrive(&x.dq_empty[buffer]);
@@ -171,11 +184,6 @@ static __device__ void add_dq(const attn_bwd_sm90 &p, const attn_bwd_maps &maps,
 }
 
 /* ---- Products */
-
-static __device__ bool not_finite(uint32_t two)
-{
-    return (two & 0x7f80U) == 0x7f80U || (two & 0x7f800000U) == 0x7f800000U;
-}
 
 /* Of a row of n boxes of n_rows rows, every `every`-th 16 bytes from `first` on: whether one is not finite. */
 static __device__ bool row_not_finite(const uint4 *boxes, int n, int n_rows, int row, int first, int every)
@@ -192,6 +200,24 @@ static __device__ void clear_row(uint4 *boxes, int n, int n_rows, int row, int f
 {
     for (int i = first; i < n * 8; i += every)
         boxes[(i / 8 * n_rows + row) * 8 + i % 8] = make_uint4(0, 0, 0, 0);
+}
+
+static __device__ int32_t from_of(const attn_simt &a, int64_t key)
+{
+    return (int32_t)min64(first_seer(a, key), INT32_MAX);
+}
+
+/* Positions that see keys of each warpgroup; those that see all of the tile and have a row. */
+template <int D_QK, int D_V> static __device__ void find_seers(const attn_bwd_sm90 &p, tiles<D_QK, D_V> &x)
+{
+    const key_walk &w = x.walk;
+    for (int i = 0; i < 2; i++) {
+        const int32_t key = w.first + 64 * i;
+        x.some[i].from = key < w.n_keys ? from_of(p.a, key) : INT32_MAX;
+        x.some[i].past = (int32_t)past_seer(p.a, key + 63);
+    }
+    x.all.from = w.first + KEYS <= w.n_keys ? from_of(p.a, w.first + KEYS - 1) : INT32_MAX;
+    x.all.past = (int32_t)min64(past_seer(p.a, w.first), w.n_k);
 }
 
 /* Once: rows of k and v that are not finite or not the sequence's become zeros, and rows of q and d_o that no box
@@ -213,11 +239,24 @@ template <int D_QK, int D_V> static __device__ void clean_keys(const attn_bwd_sm
             clear_row((uint4 *)&x.in[st], (D_QK + D_V) / 64, ROWS, row, lane_index(), WARP);
     for (int r = threadIdx.x; r < ROWS; r += CONSUMERS)
         x.token[r] = r / p.heads;
+    if (threadIdx.x == 0)
+        find_seers(p, x);
     fence_async();
     bar_sync(TILE_BAR, CONSUMERS);
 }
 
-/* The same of a step's rows, of which n are there: those that are not finite give NaN where they see keys. */
+/* Whether an element is not, which 0 times it tells. */
+template <int N> static __device__ bool any_not_finite(const float (&s)[N])
+{
+    float zero[4] = {0.0F, 0.0F, 0.0F, 0.0F};
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        zero[i % 4] = fmaf(s[i], 0.0F, zero[i % 4]);
+    return zero[0] + zero[1] + (zero[2] + zero[3]) != 0.0F;
+}
+
+/* The same as clean_keys for a step's rows, of which n are there: those that are not finite give NaN where they see
+ * keys. */
 template <int D_QK, int D_V> static __device__ void clean_rows(tiles<D_QK, D_V> &x, int st, int n)
 {
     const int row = (int)threadIdx.x / 4, quarter = (int)threadIdx.x % 4;
@@ -251,48 +290,42 @@ template <int D> static __device__ void accumulate(float (&acc)[D / 2], const ui
     wgmma_commit();
 }
 
-/* Positions that see a thread's two keys. */
-typedef struct seers {
-    int32_t from[2], past[2];
-} seers;
-
-static __device__ int32_t from_of(const attn_simt &a, int64_t key)
-{
-    return (int32_t)min64(first_seer(a, key), INT32_MAX);
-}
-
-/* s becomes gate p. Rows lie along the columns of s. */
+/* s becomes gate p. Rows lie along the columns of s; a thread has two keys. */
 template <bool MASKED>
 static __device__ void probabilities(float (&s)[ROWS / 2], const bwd_stats &stats, float scale, const int32_t *token,
-                                     int32_t t, const seers &see)
+                                     int32_t t, const seers (&see)[2])
 {
 #pragma unroll
     for (int i = 0; i < ROWS / 8; i++) {
         const int row = 8 * i + 2 * (lane_index() % 4);
-        const float2 lse = *(const float2 *)&stats.lse[row], gate = *(const float2 *)&stats.gate[row];
+        const float2 lse = *(const float2 *)&stats.lse[row];
+        const float2 sign = MASKED ? *(const float2 *)&stats.sign[row] : make_float2(1.0F, 1.0F);
         const int2 at = MASKED ? *(const int2 *)&token[row] : make_int2(0, 0);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            float e = exp2_fast(fmaf(s[4 * i + j], scale, j % 2 == 0 ? -lse.x : -lse.y));
-            if (MASKED) {
-                const int32_t pos = t + (j % 2 == 0 ? at.x : at.y);
-                e = pos >= see.from[j / 2] && pos < see.past[j / 2] ? e : 0.0F;
-            }
-            s[4 * i + j] = e * (j % 2 == 0 ? gate.x : gate.y);
+            const float e = exp2_fast(fmaf(s[4 * i + j], scale, j % 2 == 0 ? -lse.x : -lse.y));
+            const int32_t pos = t + (j % 2 == 0 ? at.x : at.y);
+            if (MASKED)
+                s[4 * i + j] =
+                    pos >= see[j / 2].from && pos < see[j / 2].past ? e * (j % 2 == 0 ? sign.x : sign.y) : 0.0F;
+            else
+                s[4 * i + j] = e;
         }
     }
 }
 
-/* dp becomes ds / scale. */
+/* dp becomes ds. */
 template <bool MASKED>
-static __device__ void differences(float (&dp)[ROWS / 2], const float (&p)[ROWS / 2], const bwd_stats &stats)
+static __device__ void differences(float (&dp)[ROWS / 2], const float (&p)[ROWS / 2], const bwd_stats &stats,
+                                   float scale)
 {
 #pragma unroll
     for (int i = 0; i < ROWS / 8; i++) {
         const float2 delta = *(const float2 *)&stats.delta[8 * i + 2 * (lane_index() % 4)];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const float prob = p[4 * i + j], ds = prob * (dp[4 * i + j] - (j % 2 == 0 ? delta.x : delta.y));
+            const float prob = p[4 * i + j];
+            const float ds = prob * fmaf(dp[4 * i + j], scale, j % 2 == 0 ? -delta.x : -delta.y);
             dp[4 * i + j] = MASKED && prob == 0.0F ? 0.0F : ds;
         }
     }
@@ -316,29 +349,33 @@ static __device__ void store_ds(bf16 (*box)[64], const uint32_t (&ds)[ROWS / 4],
         store_matrices(at ^ i * 32, ds + 4 * i);
 }
 
-/* dq[64 rows][N channels] = ds^T k, from a channel of k on */
-template <int N>
-static __device__ void multiply_dq(float (&dq)[N / 2], const bf16 (*ds)[64], const bf16 (*k)[KEYS][64], int channel)
+/* dq[64 rows][N channels] = ds^T k over N_KEYS keys, from a channel of k on */
+template <int N, int N_KEYS>
+static __device__ void multiply_dq(float (&dq)[N / 2], const bf16 *ds, const bf16 *k, int channel)
 {
-    const uint64_t b = further(along_mn(k[channel / 64], KEYS * BOX_ROW), channel % 64 * 2);
+    const uint64_t b = further(along_mn(k, KEYS * BOX_ROW), channel / 64 * KEYS * BOX_ROW + channel % 64 * 2);
 #pragma unroll
-    for (int j = 0; j < KEYS; j += 16)
+    for (int j = 0; j < N_KEYS; j += 16)
         wgmma<N, 1, 1>(dq, further(along_mn(ds, KEYS * BOX_ROW), j * BOX_ROW), further(b, j * BOX_ROW), j > 0);
+    wgmma_commit();
 }
 
-/* From that channel on, into boxes of 32. */
-template <int N>
-static __device__ void store_dq(float (*boxes)[ROWS][32], const float (&dq)[N / 2], int channel, float scale)
+/* From that channel on, into boxes of 32. Half a warp stores four rows at a time: that these meet in no bank, odd rows
+ * go through their channels in another order. */
+template <int N> static __device__ void store_dq(float (*boxes)[ROWS][32], const float (&dq)[N / 2], int channel)
 {
     const int lane = lane_index(), row = (int)threadIdx.x % WARPGROUP / WARP * 16 + lane / 4;
-    const uint32_t at = shared_address(boxes[channel / 32]) + in_box(row, lane % 4 * 4);
+    const bool odd = row % 2 != 0;
+    const uint32_t at = shared_address(boxes[channel / 32]) + (in_box(row, lane % 4 * 4) ^ (odd ? 64 : 0));
 #pragma unroll
     for (int i = 0; i < N / 8; i++)
 #pragma unroll
-        for (int r = 0; r < 2; r++)
+        for (int r = 0; r < 2; r++) {
+            const float *even_from = dq + 4 * i + 2 * r, *odd_from = dq + 4 * (i ^ 2) + 2 * r;
             asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"((at ^ i % 4 * 32) + (i / 4 * ROWS + 8 * r) * BOX_ROW),
-                         "f"(dq[4 * i + 2 * r] * scale), "f"(dq[4 * i + 2 * r + 1] * scale)
+                         "f"(odd ? odd_from[0] : even_from[0]), "f"(odd ? odd_from[1] : even_from[1])
                          : "memory");
+        }
 }
 
 template <int N> static __device__ void add_sums(float4 *sums, const float (&acc)[N], bool first)
@@ -354,86 +391,159 @@ template <int N> static __device__ void add_sums(float4 *sums, const float (&acc
     }
 }
 
+/* A step's dq to those that add it. */
+template <int D_QK, int D_V>
+static __device__ void send_dq(tiles<D_QK, D_V> &x, const float (&dq)[D_QK / 4], int32_t i, int wg)
+{
+    const int buffer = i % BUFFERS;
+    if (i >= BUFFERS)
+        mbar_wait(&x.dq_empty[buffer], i / BUFFERS - 1 & 1);
+    store_dq<D_QK / 2>(x.dq[buffer], dq, wg * D_QK / 2);
+    fence_async();
+    __syncwarp();
+    if (lane_index() == 0)
+        mbar_arrive(&x.dq_full[buffer]);
+}
+
+static __device__ bool sees(const seers &x, int32_t t, int32_t n)
+{
+    return t + n > x.from && t < x.past;
+}
+
+/* What a consumer keeps during a walk. */
+template <int D_QK, int D_V> struct consumer {
+    float dk[D_QK / 2], dv[D_V / 2];
+    seers see[2]; /* the thread's two keys */
+    float scale;
+    int wg, key; /* key: the warp's first */
+};
+
+/* A step of which both warpgroups see some rows. */
+template <int D_QK, int D_V>
+static __device__ void whole_step(const attn_bwd_sm90 &p, tiles<D_QK, D_V> &x, consumer<D_QK, D_V> &c, int32_t i,
+                                  int32_t t)
+{
+    const int st = i % STAGES;
+    const stage<D_QK, D_V> &in = x.in[st];
+    const bool masked = t < x.all.from || t + p.tokens > x.all.past || !x.stats[st].plain;
+    float s[ROWS / 2], dp[ROWS / 2], dq[D_QK / 4];
+    wgmma_fence();
+    multiply<D_QK>(s, x.k[0][64 * c.wg], in.q[0][0]);
+    multiply<D_V>(dp, x.v[0][64 * c.wg], in.d_o[0][0]);
+    wgmma_wait<1>();
+    pin(s);
+    if (masked) {
+        if (bar_or(OR_BAR, CONSUMERS, any_not_finite(s) || !x.stats[st].plain)) {
+            wgmma_wait<0>();
+            clean_rows(x, st, (x.walk.n_k - t) * p.heads);
+        }
+        probabilities<true>(s, x.stats[st], c.scale * LOG2_E, x.token, t, c.see);
+    } else {
+        probabilities<false>(s, x.stats[st], c.scale * LOG2_E, x.token, t, c.see);
+    }
+    uint32_t prob[ROWS / 4], ds[ROWS / 4];
+    pack(prob, s);
+    wgmma_wait<0>();
+    pin(dp);
+    wgmma_fence();
+    accumulate<D_V>(c.dv, prob, in.d_o[0][0]);
+    if (masked)
+        differences<true>(dp, s, x.stats[st], c.scale);
+    else
+        differences<false>(dp, s, x.stats[st], c.scale);
+    pack(ds, dp);
+    store_ds(x.ds[i % 2], ds, c.key);
+    fence_async();
+    bar_sync(DS_BAR, CONSUMERS);
+    wgmma_fence();
+    multiply_dq<D_QK / 2, KEYS>(dq, x.ds[i % 2][0], x.k[0][0], c.wg * D_QK / 2);
+    accumulate<D_QK>(c.dk, ds, in.q[0][0]);
+    wgmma_wait<1>();
+    pin(c.dv), pin(dq);
+    send_dq(x, dq, i, c.wg);
+    wgmma_wait<0>();
+    pin(c.dk);
+}
+
+/* A step that sees keys of one warpgroup only, `seen`: at the edges of masks. */
+template <int D_QK, int D_V>
+static __device__ void half_step(const attn_bwd_sm90 &p, tiles<D_QK, D_V> &x, consumer<D_QK, D_V> &c, int32_t i,
+                                 int32_t t, int seen)
+{
+    const int st = i % STAGES;
+    const stage<D_QK, D_V> &in = x.in[st];
+    const bool unclean = !x.stats[st].plain;
+    const int32_t n = (x.walk.n_k - t) * p.heads;
+    if (c.wg == seen) {
+        float s[ROWS / 2], dp[ROWS / 2];
+        wgmma_fence();
+        multiply<D_QK>(s, x.k[0][64 * c.wg], in.q[0][0]);
+        multiply<D_V>(dp, x.v[0][64 * c.wg], in.d_o[0][0]);
+        wgmma_wait<0>();
+        pin(s), pin(dp);
+        if (bar_or(OR_BAR, CONSUMERS, unclean || any_not_finite(s)))
+            clean_rows(x, st, n);
+        uint32_t prob[ROWS / 4], ds[ROWS / 4];
+        probabilities<true>(s, x.stats[st], c.scale * LOG2_E, x.token, t, c.see);
+        pack(prob, s);
+        differences<true>(dp, s, x.stats[st], c.scale);
+        pack(ds, dp);
+        store_ds(x.ds[i % 2], ds, c.key);
+        fence_async();
+        wgmma_fence();
+        accumulate<D_V>(c.dv, prob, in.d_o[0][0]);
+        accumulate<D_QK>(c.dk, ds, in.q[0][0]);
+        wgmma_wait<0>();
+        pin(c.dv), pin(c.dk);
+    } else if (bar_or(OR_BAR, CONSUMERS, unclean)) {
+        clean_rows(x, st, n);
+    }
+    float dq[D_QK / 4];
+    bar_sync(DS_BAR, CONSUMERS);
+    wgmma_fence();
+    multiply_dq<D_QK / 2, 64>(dq, x.ds[i % 2][64 * seen], x.k[0][64 * seen], c.wg * D_QK / 2);
+    wgmma_wait<0>();
+    pin(dq);
+    send_dq(x, dq, i, c.wg);
+}
+
 template <int D_QK, int D_V> static __device__ void multiply_tiles(const attn_bwd_sm90 &p, tiles<D_QK, D_V> &x)
 {
     const key_walk &w = x.walk;
-    const int wg = __shfl_sync(~0U, (int)threadIdx.x / WARPGROUP, 0), warp = (int)threadIdx.x / WARP % 4;
-    const int lane = lane_index();
-    const float scale = p.a.cfg.scale, scale_log2 = scale * LOG2_E;
-    /* Positions that see all keys of the tile and have a row; those that see a thread's two keys. */
-    const int32_t all_from = w.first + KEYS <= w.n_keys ? from_of(p.a, w.first + KEYS - 1) : INT32_MAX;
-    const int32_t all_past = (int32_t)min64(past_seer(p.a, w.first), w.n_k);
-    seers see;
+    consumer<D_QK, D_V> c;
+    c.wg = __shfl_sync(~0U, (int)threadIdx.x / WARPGROUP, 0);
+    c.key = 64 * c.wg + 16 * ((int)threadIdx.x / WARP % 4);
+    c.scale = p.a.cfg.scale;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const int32_t key = w.first + 64 * wg + 16 * warp + lane / 4 + 8 * r;
-        see.from[r] = key < w.n_keys ? from_of(p.a, key) : INT32_MAX;
-        see.past[r] = (int32_t)past_seer(p.a, key);
+        const int32_t key = w.first + c.key + lane_index() / 4 + 8 * r;
+        c.see[r].from = key < w.n_keys ? from_of(p.a, key) : INT32_MAX;
+        c.see[r].past = (int32_t)min64(past_seer(p.a, key), w.n_k);
     }
-    float dk[D_QK / 2], dv[D_V / 2], s[ROWS / 2], dp[ROWS / 2], dq[D_QK / 4];
-    for (float &y : dk)
+    for (float &y : c.dk)
         y = 0.0F;
-    for (float &y : dv)
+    for (float &y : c.dv)
         y = 0.0F;
     mbar_wait(&x.kv_full, 0);
     clean_keys(p, x);
-    const int32_t n = n_steps(p, w);
     step at = first_step(p, w);
-    for (int32_t i = 0; i < n; i++, next_step(p, &at)) {
-        const int st = i % STAGES, buffer = i % BUFFERS;
-        const stage<D_QK, D_V> &in = x.in[st];
+    for (int32_t i = 0, n = n_steps(p, w); i < n; i++, next_step(p, w, &at)) {
         const int32_t t = at.tile * p.tokens + w.shift;
-        const bool masked = t < all_from || t + p.tokens > all_past;
-        mbar_wait(&x.full[st], i / STAGES & 1);
-        if (masked)
-            clean_rows(x, st, (w.n_k - t) * p.heads);
-        wgmma_fence();
-        multiply<D_QK>(s, x.k[0][64 * wg], in.q[0][0]);
-        multiply<D_V>(dp, x.v[0][64 * wg], in.d_o[0][0]);
-        wgmma_wait<1>();
-        pin(s);
-        if (masked)
-            probabilities<true>(s, x.stats[st], scale_log2, x.token, t, see);
+        mbar_wait(&x.full[i % STAGES], i / STAGES & 1);
+        const bool first = sees(x.some[0], t, p.tokens);
+        if (first && sees(x.some[1], t, p.tokens))
+            whole_step(p, x, c, i, t);
         else
-            probabilities<false>(s, x.stats[st], scale_log2, x.token, t, see);
-        uint32_t prob[ROWS / 4], ds[ROWS / 4];
-        pack(prob, s);
-        wgmma_wait<0>();
-        pin(dp);
-        wgmma_fence();
-        accumulate<D_V>(dv, prob, in.d_o[0][0]);
-        if (masked)
-            differences<true>(dp, s, x.stats[st]);
-        else
-            differences<false>(dp, s, x.stats[st]);
-        pack(ds, dp);
-        store_ds(x.ds[i % 2], ds, 64 * wg + 16 * warp);
-        fence_async();
-        bar_sync(DS_BAR, CONSUMERS);
-        wgmma_fence();
-        multiply_dq<D_QK / 2>(dq, x.ds[i % 2], x.k, wg * D_QK / 2);
-        wgmma_commit();
-        accumulate<D_QK>(dk, ds, in.q[0][0]);
-        wgmma_wait<1>();
-        pin(dv), pin(dq);
-        if (i >= BUFFERS)
-            mbar_wait(&x.dq_empty[buffer], i / BUFFERS - 1 & 1);
-        store_dq<D_QK / 2>(x.dq[buffer], dq, wg * D_QK / 2, scale);
-        fence_async();
-        __syncwarp();
-        if (lane == 0)
-            mbar_arrive(&x.dq_full[buffer]);
-        wgmma_wait<0>();
-        pin(dk);
-        if (lane == 0)
-            mbar_arrive(&x.empty[st]);
+            half_step(p, x, c, i, t, first ? 0 : 1);
+        if (lane_index() == 0)
+            mbar_arrive(&x.empty[i % STAGES]);
     }
     float4 *sums = sums_of(p, w);
     uint32_t *turn = p.k_turn + (int64_t)w.tile * p.a.cfg.c.n_heads_kv + w.head;
     if (w.turn > 0)
         wait_turn(turn, (uint32_t)w.turn);
-    add_sums(sums, dk, w.turn == 0);
-    add_sums(sums + D_QK / 8 * CONSUMERS, dv, w.turn == 0);
+    add_sums(sums, c.dk, w.turn == 0);
+    add_sums(sums + D_QK / 8 * CONSUMERS, c.dv, w.turn == 0);
     bar_sync(TILE_BAR, CONSUMERS);
     if (threadIdx.x == 0)
         end_turn(turn);
@@ -486,8 +596,8 @@ static cudaError_t launch(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, cud
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess)
         return error;
-    const int64_t n_tiles = (int64_t)(p->k_tiles + p->segment - 1) / p->segment * p->segment;
-    kernel<<<(unsigned)(n_tiles * p->n_chunks * p->a.cfg.c.n_heads_kv), THREADS, bytes, stream>>>(*p, *maps);
+    const int64_t n_pieces = (int64_t)p->k_tiles * p->n_chunks * p->a.cfg.c.n_heads_kv;
+    kernel<<<(unsigned)n_pieces, THREADS, bytes, stream>>>(*p, *maps);
     return cudaGetLastError();
 }
 

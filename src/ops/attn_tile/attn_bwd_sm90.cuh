@@ -90,11 +90,9 @@ __device__ inline bool find_key_tile(const attn_bwd_sm90 &p, int64_t tile, int32
 __device__ inline bool find_piece(const attn_bwd_sm90 &p, int64_t i, key_walk *w)
 {
     const int32_t n_heads = p.a.cfg.c.n_heads_kv;
-    const int64_t n_segments = (p.k_tiles + p.segment - 1) / p.segment, n = n_segments * p.segment;
-    const int64_t at = i / n_heads % n, tile = at % n_segments * p.segment + at / n_segments;
-    if (tile >= p.k_tiles || !find_key_tile(p, tile, (int32_t)(i % n_heads), w))
+    if (!find_key_tile(p, i / n_heads % p.k_tiles, (int32_t)(i % n_heads), w))
         return false;
-    const int32_t chunk = (int32_t)(p.n_chunks - 1 - i / n_heads / n);
+    const int32_t chunk = (int32_t)(p.n_chunks - 1 - i / n_heads / p.k_tiles);
     w->turn = (w->hi - 1) / p.chunk - chunk;
     w->lo = max(w->lo, chunk * p.chunk);
     w->hi = min(w->hi, (chunk + 1) * p.chunk);
@@ -106,17 +104,19 @@ typedef struct step {
     int32_t tile, part;
 } step;
 
+/* A walk goes down from the last row tile of a period, and from its own last one to there. */
 __device__ inline step first_step(const attn_bwd_sm90 &p, const key_walk &w)
 {
-    return {p.from_end ? w.hi - 1 : w.lo, 0};
+    const int32_t end = w.hi - w.hi % p.period;
+    return {(end > w.lo ? end : w.hi) - 1, 0};
 }
 
-__device__ inline void next_step(const attn_bwd_sm90 &p, step *at)
+__device__ inline void next_step(const attn_bwd_sm90 &p, const key_walk &w, step *at)
 {
     if (++at->part < p.parts)
         return;
     at->part = 0;
-    at->tile += p.from_end ? -1 : 1;
+    at->tile = (at->tile > w.lo ? at->tile : w.hi) - 1;
 }
 
 __device__ inline int32_t n_steps(const attn_bwd_sm90 &p, const key_walk &w)
@@ -144,6 +144,12 @@ __device__ inline float4 *sums_of(const attn_bwd_sm90 &p, const key_walk &w)
 {
     const int64_t i = (int64_t)w.tile * p.a.cfg.c.n_heads_kv + w.head;
     return (float4 *)p.sums + i * (KEYS / 4 * (p.a.cfg.c.d_qk + p.a.cfg.c.d_v)) + threadIdx.x;
+}
+
+/* Whether one of two bf16 is not. */
+__device__ inline bool not_finite(uint32_t two)
+{
+    return (two & 0x7f80U) == 0x7f80U || (two & 0x7f800000U) == 0x7f800000U;
 }
 
 #endif

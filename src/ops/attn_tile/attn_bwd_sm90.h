@@ -14,10 +14,11 @@ enum { BWD_KEYS = 128, BWD_ROWS = 64 };
 
 /* Of the rows of a tile. */
 typedef struct bwd_stats {
-    float lse[BWD_ROWS];                   /* in log2; infinity: no probability is above 0 */
-    float delta[BWD_ROWS], gate[BWD_ROWS]; /* delta before the gate */
-    int32_t start, wrap; /* key tiles add to dq in this order: from start on; then those before it, wrap further */
-    int32_t unused[2];   /* whole 16 bytes */
+    float lse[BWD_ROWS];                   /* in log2, less log2 |gate|; infinity: no probability is above 0 */
+    float delta[BWD_ROWS], sign[BWD_ROWS]; /* delta times scale, before the gate; the gate's sign */
+    int32_t first;                         /* the first key tile that it sees; they add to dq in rising order */
+    int32_t plain;                         /* all rows are there, their gates not below 0, their d_o finite */
+    int32_t unused[2];                     /* whole 16 bytes */
 } bwd_stats;
 
 typedef struct attn_bwd_sm90 {
@@ -28,8 +29,7 @@ typedef struct attn_bwd_sm90 {
     int32_t heads, tokens, parts;
     int32_t q_tiles, k_tiles; /* at most */
     int32_t chunk, n_chunks;  /* row tiles of a walk's piece, and pieces of the longest walk */
-    int32_t segment;          /* key tiles whose walks follow each other; as many segments run side by side */
-    bool from_end;            /* walks begin at the last token */
+    int32_t period;           /* walks are at the same row tile, modulo this, at the same time */
 
     bwd_stats *stats; /* [q_tiles][kv head][part] */
     float *sums;      /* [k_tiles][kv head]: dk and dv, as registers hold them */
