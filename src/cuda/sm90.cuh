@@ -176,6 +176,13 @@ template <int BYTES> __device__ inline void copy_async(void *dst, const void *sr
                  : "memory");
 }
 
+/* The same of 16 bytes, past the first-level cache; zeros for what is not there. */
+__device__ inline void copy_16(uint32_t to, const void *from, bool there)
+{
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+}
+
 __device__ inline void copies_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -229,6 +236,42 @@ __device__ inline int in_box(int row, int channel)
 {
     const int at = row * BOX_ROW + channel * 2;
     return at ^ (at >> 3 & 0x70);
+}
+
+/* ---- Clusters of CTAs, which reach each other's shared memory */
+
+/* All threads of all CTAs, with their whole warps. */
+__device__ inline void cluster_sync()
+{
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+}
+
+/* Where p, in this CTA's shared memory, lies in that of CTA `rank`. */
+__device__ inline uint32_t in_cta(const void *p, int rank)
+{
+    uint32_t at;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(p)), "r"(rank));
+    return at;
+}
+
+__device__ inline float2 load_2(uint32_t at)
+{
+    float2 x;
+    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at) : "memory");
+    return x;
+}
+
+__device__ inline float4 load_4(uint32_t at)
+{
+    float4 x;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "r"(at)
+                 : "memory");
+    return x;
 }
 
 /* ---- Registers of a warpgroup. Those of a block give and take what it was launched with: more than that waits forever

@@ -44,9 +44,10 @@ typedef struct cache_layout {
 /* At the start of a state. */
 typedef struct cache_header {
     uint64_t magic;
-    int64_t bytes;   /* of the state that it was made as: tells one of another configuration */
-    int64_t length;  /* tokens held */
-    int64_t longest; /* the most it has ever held */
+    int64_t bytes;    /* of the state that it was made as: tells one of another configuration */
+    int64_t length;   /* tokens held */
+    int64_t longest;  /* the most it has ever held */
+    uint32_t arrived; /* with CUDA, during a call: how many of the sequence's units of work have read what they read */
 } cache_header;
 
 /* "nsacache" in ASCII: tells a state from memory that nsa_cache_reset has never seen. */

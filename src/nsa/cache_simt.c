@@ -10,7 +10,7 @@
 #include "nsa/pipeline.h"
 #include "ops/compress/compress.h"
 
-static cache_simt args_of(const cache_problem *p)
+cache_simt cache_simt_of(const cache_problem *p)
 {
     const nsa_cache_args *args = p->args;
     cache_simt a = {
@@ -151,17 +151,30 @@ static void attend(const cache_problem *p, const cache_simt *a, const cache_cu *
     arena_release(ws, mark);
 }
 
-void cache_gathered(const void *problem, arena *ws)
+static cache_cu take_cu(const cache_simt *a, arena *ws)
 {
-    const cache_problem *p = problem;
-    const cache_simt a = args_of(p);
-    const int64_t n = (int64_t)a.n_seqs + 1;
+    const int64_t n = (int64_t)a->n_seqs + 1;
     const cache_cu cu = {arena_take(ws, n, sizeof(int32_t)), arena_take(ws, n, sizeof(int32_t)),
                          arena_take(ws, n, sizeof(int32_t))};
     if (arena_launches(ws))
-        cuda_launched(ws, "appending to pages", launch_cache_append(&a, ws->stream));
+        cuda_launched(ws, "lengths of the cached rows", launch_cache_cu(a, &cu, ws->stream));
+    return cu;
+}
+
+void cache_compress_new(const cache_problem *p, const cache_simt *a, arena *ws)
+{
+    const size_t mark = ws->used;
+    compress_new(p, a, take_cu(a, ws).raw, ws);
+    arena_release(ws, mark);
+}
+
+void cache_gathered(const void *problem, arena *ws)
+{
+    const cache_problem *p = problem;
+    const cache_simt a = cache_simt_of(p);
     if (arena_launches(ws))
-        cuda_launched(ws, "lengths of the cached rows", launch_cache_cu(&a, &cu, ws->stream));
+        cuda_launched(ws, "appending to pages", launch_cache_append(&a, ws->stream));
+    const cache_cu cu = take_cu(&a, ws);
     compress_new(p, &a, cu.raw, ws);
     attend(p, &a, &cu, ws);
     if (arena_launches(ws))

@@ -158,7 +158,7 @@ static __global__ __launch_bounds__(WARP *WARPS) void finish_kernel(const __grid
 
 static __global__ void reset_kernel(cache_header *h, int64_t bytes)
 {
-    const cache_header empty = {CACHE_MAGIC, bytes, 0, 0};
+    const cache_header empty = {CACHE_MAGIC, bytes, 0, 0, 0};
     *h = empty;
 }
 

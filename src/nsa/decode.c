@@ -382,6 +382,7 @@ static const cache_impl prefill_impls[] = {
 static const cache_impl decode_impls[] = {
     {"cpu", on_cpu, cache_op},
 #ifdef NSA_CUDA
+    {"sm90", decode_sm90_supports, decode_sm90_run},
     {"gathered", cache_gathered_supports, cache_gathered},
 #endif
     {NULL, NULL, NULL},

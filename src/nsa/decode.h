@@ -4,6 +4,7 @@
 
 #include "core/arena.h"
 #include "core/ctx.h"
+#include "nsa/cache_simt.h"
 #include "nsa/kv_cache.h"
 
 typedef struct cache_problem {
@@ -23,6 +24,14 @@ typedef struct cache_impl {
 /* On CUDA, any shape: cache_simt.c. */
 bool cache_gathered_supports(const cache_problem *p);
 op_fn cache_gathered;
+
+/* Decoding on Hopper, in one launch where phi is mean: decode_sm90.c. */
+bool decode_sm90_supports(const cache_problem *p);
+op_fn decode_sm90_run;
+
+/* What the two share: the call as kernels see it; and the blocks that the new tokens complete, into pages. */
+cache_simt cache_simt_of(const cache_problem *p);
+void cache_compress_new(const cache_problem *p, const cache_simt *a, arena *ws);
 
 /* New tokens of a sequence, at most. */
 static inline int64_t cache_max_new(const nsa_cache_args *args)

@@ -111,7 +111,7 @@ nsa_status nsa_cache_reset(const nsa_ctx *ctx, const nsa_config *cfg, const nsa_
     const int64_t bytes = cache_layout_of(cfg, cache).state_bytes;
     if (ctx->cuda)
         return cache_device_reset(ctx, state, bytes, stream);
-    *(cache_header *)state = (cache_header){CACHE_MAGIC, bytes, 0, 0};
+    *(cache_header *)state = (cache_header){CACHE_MAGIC, bytes, 0, 0, 0};
     return NSA_OK;
 }
 

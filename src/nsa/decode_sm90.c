@@ -1,0 +1,87 @@
+/* The host's side of decode_sm90.cu: which problems it takes, and how many CTAs share a token. */
+#include "nsa/decode_sm90.h"
+#include "cuda/device.h"
+#include "nsa/decode.h"
+
+#include <float.h>
+
+enum {
+    ALIGN = 16,         /* of rows: they are copied so many bytes at a time */
+    MAX_BYTES = 232448, /* shared memory of a CTA */
+    TILES_OF_TWO = 33   /* of compressed rows: so many leave room for two CTAs on an SM */
+};
+
+static bool aligned(const nsa_tensor *t)
+{
+    const int64_t per = ALIGN / (int64_t)dtype_size(t->dtype);
+    return (uintptr_t)t->data % ALIGN == 0 && t->stride_seq % per == 0 && t->stride_token % per == 0 &&
+           t->stride_head % per == 0;
+}
+
+static bool all_aligned(const cache_problem *p)
+{
+    const nsa_cache_args *args = p->args;
+    for (int b = 0; b < NSA_N_BRANCHES; b++)
+        if (!aligned(&args->q[b]) ||
+            ((b == 0 || p->cache->shared_kv == 0) && (!aligned(&args->k[b]) || !aligned(&args->v[b]))))
+            return false;
+    return aligned(&args->o);
+}
+
+static int32_t max_blocks(const cache_problem *p)
+{
+    return (int32_t)n_slc_blocks(p->cfg, cache_room(p->cache, p->args));
+}
+
+static int32_t max_tiles(const cache_problem *p, int32_t cluster)
+{
+    const int64_t n = n_cmp_visible(p->cfg, cache_room(p->cache, p->args) - 1), of = (int64_t)cluster * DECODE_TILE;
+    return (int32_t)((n + of - 1) / of);
+}
+
+static int64_t n_units(const cache_problem *p)
+{
+    return i64_mul(p->args->total, p->cfg->n_heads_kv);
+}
+
+/* So many that an SM holds two CTAs, and that few units fill the device. */
+static int32_t cluster_of(const cache_problem *p)
+{
+    const int64_t ctas = (int64_t)DECODE_CTAS * cuda_n_sms(p->ctx->device_index);
+    int32_t n = 1;
+    while (n < DECODE_MAX_CLUSTER && (max_tiles(p, n) > TILES_OF_TWO || i64_mul(n_units(p), 2 * (int64_t)n) <= ctas))
+        n *= 2;
+    return n;
+}
+
+bool decode_sm90_supports(const cache_problem *p)
+{
+    const nsa_config *cfg = p->cfg;
+    const double scale = config_scale(cfg);
+    return ctx_is_sm90(p->ctx) && p->cache->dtype == NSA_BF16 && cfg->d_qk == DECODE_D && cfg->d_v == DECODE_D &&
+           config_group(cfg) <= DECODE_HEADS && cfg->slc_block % DECODE_TILE == 0 && cfg->slc_topk <= DECODE_MAX_TOPK &&
+           cache_max_new(p->args) <= DECODE_MAX_NEW && scale > FLT_MIN && scale < FLT_MAX / 2.0 && all_aligned(p) &&
+           i64_mul(n_units(p), DECODE_MAX_CLUSTER) <= INT32_MAX &&
+           decode_sm90_bytes(max_tiles(p, DECODE_MAX_CLUSTER), max_blocks(p)) <= MAX_BYTES;
+}
+
+void decode_sm90_run(const void *problem, arena *ws)
+{
+    const cache_problem *p = problem;
+    decode_sm90 args = {
+        .cache = cache_simt_of(p),
+        .gate = p->args->gate,
+        .o = p->args->o,
+        .slc_idx = p->args->slc_idx,
+        .makes_rows = p->args->phi_k->kind == NSA_PHI_MEAN && p->args->phi_v->kind == NSA_PHI_MEAN,
+        .cluster = cluster_of(p),
+        .max_blocks = max_blocks(p),
+    };
+    for (int b = 0; b < NSA_N_BRANCHES; b++)
+        args.q[b] = p->args->q[b];
+    args.max_tiles = max_tiles(p, args.cluster);
+    if (!args.makes_rows)
+        cache_compress_new(p, &args.cache, ws);
+    if (arena_launches(ws))
+        cuda_launched(ws, "decoding", launch_decode_sm90(&args, ws->stream));
+}
