@@ -40,7 +40,7 @@
  * backward together), ms; TFLOP/s of the walks by five products:
  *
  *     dense, 8k     5.45 (5.59)   505        cmp, 8k     0.62 (0.75)        cmp, 64k    21.6 (22.3)   509
- *     win 512, 8k   0.81 (0.95)   406        win, 64k    6.20 (7.37)  443
+ *     win 512, 8k   0.81 (0.95)   409        win, 64k    6.20 (7.37)  443
  *
  * Before that, on the same card: win 1.39 and 8.02, cmp 0.70 and 22.7, with walks of a window that began one after
  * another, each at its first token; with rows of q and d_o looked at in shared memory at each masked step; and with
@@ -48,9 +48,10 @@
  *
  * Cycles of a step that both warpgroups see (dense, 8k; clock in one thread of each, which slows all by 5%): 4580, of
  * which 455 wait for q and d_o, 790-1060 for s, 900-1120 are exponentials, 30-80 wait for dp, 560-610 are ds, 80-160
- * the fence and DS_BAR, 770-800 wait for dq, 155-305 for its buffer, 290-415 store it, 40-50 wait for dk. No faster: s
- * of the next step under way while dq is stored, with a third stage of q (5.68 ms dense 8k, 22.6 cmp 64k); dq stored
- * without bank conflicts.
+ * the fence and DS_BAR, 770-800 wait for dq, 155-305 for its buffer, 290-415 store it, 40-50 wait for dk.
+ * No faster: s of the next step under way while dq is stored, with a third stage of q (5.68 ms dense 8k, 22.6 cmp 64k).
+ * dq stored without bank conflicts, gates in lse and scale in delta came together and left dense at 8k where it was
+ * (5.61 ms before); what each does was not measured.
  *
  * Found by leaving parts out (dense, 8k): that dq is added costs 0.6 ms, its way through shared memory 0.7 ms; turns,
  * exponentials and DS_BAR nothing. Tried and no faster: dq a step later, for the warpgroups to drift apart; p rounded
