@@ -33,7 +33,8 @@ static int64_t n_lists(const attn_problem *p)
 static int32_t box_heads_of(const nsa_config *cfg)
 {
     const int32_t group = config_group(cfg), step = group % HEADS == 0 ? HEADS : 1;
-    int32_t heads = (int32_t)min_i64(group, slc_stage_columns(cfg) / step * step);
+    const int32_t whole = slc_stage_columns(cfg) / step * step;
+    int32_t heads = group < whole ? group : whole;
     while (group % heads != 0)
         heads -= step;
     return heads;
