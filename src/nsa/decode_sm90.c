@@ -6,9 +6,8 @@
 #include <float.h>
 
 enum {
-    ALIGN = 16,         /* of rows: they are copied so many bytes at a time */
-    MAX_BYTES = 232448, /* shared memory of a CTA */
-    TILES_OF_TWO = 33   /* of compressed rows: so many leave room for two CTAs on an SM */
+    ALIGN = 16,       /* of rows: they are copied so many bytes at a time */
+    TILES_OF_TWO = 33 /* of compressed rows: so many leave room for two CTAs on an SM, up to about 32k tokens */
 };
 
 static bool aligned(const nsa_tensor *t)
@@ -44,7 +43,7 @@ static int64_t n_units(const cache_problem *p)
     return i64_mul(p->args->total, p->cfg->n_heads_kv);
 }
 
-/* So many that an SM holds two CTAs, and that few units fill the device. */
+/* So many that an SM holds two CTAs, where block scores leave room, and that few units fill the device. */
 static int32_t cluster_of(const cache_problem *p)
 {
     const int64_t ctas = (int64_t)DECODE_CTAS * cuda_n_sms(p->ctx->device_index);
@@ -62,7 +61,7 @@ bool decode_sm90_supports(const cache_problem *p)
            config_group(cfg) <= DECODE_HEADS && cfg->slc_block % DECODE_TILE == 0 && cfg->slc_topk <= DECODE_MAX_TOPK &&
            cache_max_new(p->args) <= DECODE_MAX_NEW && scale > FLT_MIN && scale < FLT_MAX / 2.0 && all_aligned(p) &&
            i64_mul(n_units(p), DECODE_MAX_CLUSTER) <= INT32_MAX &&
-           decode_sm90_bytes(max_tiles(p, DECODE_MAX_CLUSTER), max_blocks(p)) <= MAX_BYTES;
+           decode_sm90_bytes(max_tiles(p, DECODE_MAX_CLUSTER), max_blocks(p)) <= DECODE_MAX_BYTES;
 }
 
 void decode_sm90_run(const void *problem, arena *ws)

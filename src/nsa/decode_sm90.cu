@@ -17,7 +17,8 @@
  * that no unit waits for another's writes. Rings and lengths are written by the unit of a sequence that is the last to
  * have read (a counter in the state): the order of units changes no result.
  *
- * Grid: a cluster for each (token, kv head), of so many CTAs that two fit on an SM and few units fill the device.
+ * Grid: a cluster for each (token, kv head), of so many CTAs that two fit on an SM (up to about 32k tokens) and few
+ * units fill the device.
  * Barriers: __syncthreads and the cluster's, after cmp (sums of exponentials; P) and at the end (o; nobody reads it any
  * more). Groups of copies: K and V of a tile each; three younger ones may be under way while one is waited for.
  * Numerics: S, p, P, scores, o in float32; p rounded to bf16 for p v; o is rounded once, after the gates.
@@ -593,8 +594,9 @@ static __global__ __launch_bounds__(THREADS, DECODE_CTAS) void decode_kernel(con
 template <bool SHARED_KV> static cudaError_t launch(const decode_sm90 *p, nsa_stream stream)
 {
     const int bytes = (int)decode_sm90_bytes(p->max_tiles, p->max_blocks);
+    /* The same in all calls: other threads may be launching. */
     cudaError_t error =
-        cudaFuncSetAttribute(decode_kernel<SHARED_KV>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+        cudaFuncSetAttribute(decode_kernel<SHARED_KV>, cudaFuncAttributeMaxDynamicSharedMemorySize, DECODE_MAX_BYTES);
     if (error == cudaSuccess && p->cluster > 8)
         error = cudaFuncSetAttribute(decode_kernel<SHARED_KV>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error != cudaSuccess)

@@ -91,6 +91,11 @@ template <bool SHARED_KV> static __device__ inline bool find_work(const decode_s
     w->row = token - w->x.added.start;
     if (w->row < 0 || w->row >= w->x.added.n)
         return false;
+    /* Where cu_seqlens is not sound a token may be another sequence's, too: then none of this one's units takes part,
+     * so that the next call finds its state as this one did. */
+    for (int64_t i = 0; i < w->x.added.n; i++)
+        if (i != w->row && seq_of_token(p.cache, w->x.added.start + i) != w->x.s)
+            return false;
     w->old = (int32_t)w->x.old;
     w->t = (int32_t)(w->x.old + w->row);
     w->cur = w->t / c.slc_block;
@@ -203,7 +208,7 @@ static __device__ inline const char *find_row(const decode_sm90 &p, const work &
     if (is_paged<SHARED_KV>(w, x)) {
         const cache_part part = paged_part(x);
         return c.pages + min(max(page, 0), c.n_pages - 1) * c.layout.page_bytes + w.head * c.layout.page_head_bytes +
-               c.layout.offset[part] + paged_row(p, x) % (int32_t)c.layout.rows[part] * ROW;
+               c.layout.offset[part] + paged_row(p, x) % (int32_t)c.layout.rows[part] * (int64_t)ROW;
     }
     if (i < w.old)
         return ring_row(c, w.x, CACHE_WIN_K + lane_part(), w.head, i);

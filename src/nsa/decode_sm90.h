@@ -31,7 +31,7 @@ typedef struct decode_sm90 {
 
 /* Shared memory of a CTA: rings, queries, sums ...; logits of compressed rows, later a list of blocks, later o of each
  * warp; sums of probabilities; scores. */
-enum { DECODE_FIXED_BYTES = 77952, DECODE_O_BYTES = 32768 };
+enum { DECODE_FIXED_BYTES = 77952, DECODE_O_BYTES = 32768, DECODE_MAX_BYTES = 232448 /* of a CTA */ };
 
 NSA_INLINE int64_t decode_logits_bytes(int32_t max_tiles, int32_t max_blocks)
 {

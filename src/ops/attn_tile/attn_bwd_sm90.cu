@@ -2,8 +2,8 @@
  * Backward of attention over an interval of keys: dq, dk, dv with five products, no atomics on floats, one order of
  * every sum.
  *
- *     s = q k^T    dp = d_o v^T    p = g exp2(scale' s - lse')    ds = p (dp - delta)    (delta = d_o . o, without g)
- *     dv += p^T d_o    dk += ds^T q    dq += ds k                                        (scale: at the end)
+ *     s = q k^T    dp = d_o v^T    p = g exp2(scale' s - lse')    ds = p scale (dp - delta)    (delta = d_o . o,
+ * without g) dv += p^T d_o    dk += ds^T q    dq += ds k              (g in lse', scale in delta: bwd_stats)
  *
  * A block owns a key tile (128 keys of a kv head): k and v stay in shared memory, dk and dv in registers. It walks the
  * row tiles (64 rows: so many tokens times the heads of the group) that see its keys, a step for each. Consumer

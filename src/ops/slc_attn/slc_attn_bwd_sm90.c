@@ -104,7 +104,7 @@ static bool fits_grids(const attn_problem *p)
     const slc_lists x = take_lists(p, tokens, &none, &n_parts);
     const int64_t tokens_of_dq = i64_mul(i64_add(i64_mul(tokens, units_of(p->cfg)), p->seqs.n + 3), p->cfg->n_heads_kv);
     return i64_mul(x.max_items, n_tiles_of_block(p->cfg)) <= INT32_MAX && i64_mul(x.n_lists, SEGMENTS) <= INT32_MAX &&
-           tokens_of_dq <= INT32_MAX && x.room <= INT32_MAX;
+           tokens_of_dq <= INT32_MAX && x.room <= INT32_MAX && i64_mul(OWNED, p->cfg->slc_block) <= INT32_MAX;
 }
 
 /* Whether a stage of dk and dv has whole tokens, or tokens whole units. */

@@ -25,7 +25,10 @@ typedef struct slc_values {
     float delta, gate, unused;
 } slc_values;
 
-enum { SEGMENTS = 8 /* of a list, made side by side */ };
+enum {
+    OWNED = 128, /* lists that are made together */
+    SEGMENTS = 8 /* of a list, made side by side */
+};
 
 /* The part of a list that one block of threads does. */
 typedef struct slc_item {

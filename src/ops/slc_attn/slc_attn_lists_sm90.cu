@@ -16,7 +16,7 @@
  */
 #include "ops/slc_attn/slc_attn_bwd_sm90.cuh"
 
-enum { OWNED = 128, WINDOW = WARP * WARP, THREADS = 1024, OF_WARP = OWNED / (THREADS / WARP) };
+enum { WINDOW = WARP * WARP, THREADS = 1024, OF_WARP = OWNED / (THREADS / WARP) };
 
 /* Rows of a sequence that an owner of blocks from `key` on looks through in one segment. */
 static __device__ row_span segment_rows(const row_span &rows, const seq_range &q, const seq_range &k, int64_t key,
@@ -194,7 +194,7 @@ static __global__ __launch_bounds__(THREADS) void plan_kernel(const __grid_const
         n_parts += all;
         if (list >= p.n_lists)
             continue;
-        p.begin[list] = begin;
+        p.begin[list] = min64(begin, p.room);
         p.count[list] = count;
         p.parts_begin[list] = (int32_t)part;
         for (int64_t i = 0; i < items; i++) {
