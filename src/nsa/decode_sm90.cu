@@ -26,6 +26,7 @@
  * Roofline: bytes. At 64k tokens and 32 sequences, 64/4 heads, 369 MB, 85 us at 4.35 TB/s.
  */
 #include "nsa/decode_sm90.cuh"
+#include "ops/select/block_score.cuh"
 
 /* ---- A tile: S[head][key] = q k^T, online softmax, o[head][channel] += p v */
 
@@ -228,21 +229,6 @@ static __device__ void sum_heads(const work &w, const float *lse, const float *l
     }
 }
 
-/* Equation 9 as a weighted sum over the compressed blocks that share tokens with block j. */
-static __device__ float score_of(const nsa_config &c, const float *sum, int32_t n, int32_t j)
-{
-    const int32_t per_slc = c.slc_block / c.cmp_stride, per_cmp = c.cmp_block / c.cmp_stride;
-    const int32_t n_weights = per_slc + per_cmp - 1;
-    float score = 0.0F;
-    for (int32_t e = 0; e < n_weights; e++) {
-        const int32_t i = per_slc * j + e - (per_cmp - 1);
-        const float weight = (float)min(min(e + 1, n_weights - e), per_cmp);
-        if (i >= 0 && i < n)
-            score += weight * sum[i];
-    }
-    return score;
-}
-
 /* Orders blocks: the higher score first, then the lower block; NaN is below all numbers. 0 is no block. */
 static __device__ uint64_t key_of(float score, int32_t block)
 {
@@ -347,7 +333,7 @@ static __device__ int32_t select_blocks(const decode_sm90 &p, const work &w, sha
         }
         __syncthreads();
         for (int32_t j = from + threadIdx.x; j < to; j += THREADS)
-            score[j] = score_of(c, all, w.n_cmp, j);
+            score[j] = block_score<int32_t>(c, all, w.n_cmp, j);
         choose(c, sh, score, (uint64_t *)logits, from, to, n_free);
     }
     const int32_t block = l < c.slc_n_init            ? l

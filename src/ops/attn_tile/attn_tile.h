@@ -104,6 +104,10 @@ int64_t tile_lane_tokens(const attn_problem *p);
 /* Takes what the run needs from ws and, unless ws counts, walks all tiles. */
 void tile_run_all(const tile_run *run, arena *ws);
 
+/* The tile is of this sequence and kv head; and of n of its tokens, from `first` on: loads their rows. */
+void tile_enter(attn_tile *t, int32_t s, int32_t head);
+void tile_load(attn_tile *t, int64_t first, int64_t n);
+
 /* Puts n tokens of the tile to work, at most tile_lane_tokens: list[0 .. n-1], ascending indices, or (NULL) from `from`
  * on. */
 void tile_pick(attn_tile *t, const int32_t *list, int64_t from, int64_t n);

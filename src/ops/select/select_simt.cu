@@ -7,6 +7,7 @@
  */
 #include "ops/select/select_simt.h"
 #include "cuda/simt.cuh"
+#include "ops/select/block_score.cuh"
 
 /* P of the n visible blocks. */
 static __device__ void sum_heads(const select_simt_args &p, const query &x, float *q, float *sum, int64_t n)
@@ -31,18 +32,10 @@ static __device__ void sum_heads(const select_simt_args &p, const query &x, floa
     }
 }
 
-/* Equation 9 as a weighted sum over the compressed blocks that share tokens with block j. */
+/* NaN goes below all. */
 static __device__ float score_of(const nsa_config &c, const float *sum, int64_t n, int64_t j)
 {
-    const int64_t per_slc = c.slc_block / c.cmp_stride, per_cmp = c.cmp_block / c.cmp_stride;
-    const int64_t n_weights = per_slc + per_cmp - 1;
-    float score = 0.0F;
-    for (int64_t e = 0; e < n_weights; e++) {
-        const int64_t i = per_slc * j + e - (per_cmp - 1);
-        const float weight = (float)min64(min64(e + 1, n_weights - e), per_cmp);
-        if (i >= 0 && i < n)
-            score += weight * sum[i];
-    }
+    const float score = block_score(c, sum, n, j);
     return score >= 0.0F ? score : -1.0F;
 }
 
