@@ -73,6 +73,41 @@ __attribute__((target("avx512f,avx512bf16"))) static float loop_bf16(float start
     const __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80), b = (__m512bh)_mm512_set1_epi16(0x3c00); /* 1, 2^-7 */
     PEAK_LOOP_512(_mm512_dpbf16_ps(x[i], a, b));
 }
+
+enum { TILES = 4, TILE_FLOP = 2 * 16 * 16 * 32 };
+
+/* Of four tiles, sums of products with 0. */
+__attribute__((target("avx512f,amx-tile,amx-bf16"))) static float loop_amx(float start)
+{
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shape = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        shape.row_bytes[i] = 64;
+        shape.rows[i] = 16;
+    }
+    _Alignas(64) float x[16 * 16];
+    for (int i = 0; i < 16 * 16; i++)
+        x[i] = start;
+    _tile_loadconfig(&shape);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(4, x, 64);
+    _tile_zero(5);
+    for (int r = 0; r < ROUNDS; r++) {
+        _tile_dpbf16ps(0, 4, 5);
+        _tile_dpbf16ps(1, 4, 5);
+        _tile_dpbf16ps(2, 4, 5);
+        _tile_dpbf16ps(3, 4, 5);
+    }
+    _tile_stored(0, x, 64);
+    _tile_release();
+    return x[0];
+}
 #elif defined(__aarch64__)
 static float loop_neon(float start)
 {
@@ -106,7 +141,9 @@ static peak_loop choose(const char *isa, nsa_dtype dtype)
 #if defined(__x86_64__)
     if (strcmp(isa, "avx512bf16") == 0 && dtype == NSA_BF16)
         return (peak_loop){loop_bf16, 2 * 2 * 16 * CHAINS_OF_32};
-    if (strncmp(isa, "avx512", 6) == 0)
+    if (strcmp(isa, "amx") == 0 && dtype == NSA_BF16)
+        return (peak_loop){loop_amx, (double)TILES * TILE_FLOP};
+    if (strncmp(isa, "avx512", 6) == 0 || strcmp(isa, "amx") == 0)
         return (peak_loop){loop_avx512, 2 * 16 * CHAINS_OF_32};
     if (strcmp(isa, "avx2") == 0)
         return (peak_loop){loop_avx2, 2 * 8 * CHAINS};

@@ -21,13 +21,14 @@ static FILE *table(const bench_report *r)
 
 /* ---- Peaks ------------------------------------------------------------------------------------------------------- */
 
-/* Measured once. Only instruction sets with dot products of bf16 have another peak for it. */
+/* Measured once. Only instruction sets with products of bf16 have another peak for it. */
 static double peak_of(bench_report *r, const nsa_ctx *ctx, nsa_dtype dtype)
 {
     const char *isa = nsa_ctx_isa(ctx);
     if (r->gpu != NULL)
         return dtype != NSA_F32 ? r->gpu->peak_gflops : 0; /* f16 has the rate of bf16 */
-    dtype = dtype == NSA_BF16 && strstr(isa, "bf16") != NULL ? NSA_BF16 : NSA_F32;
+    const bool has_bf16 = strstr(isa, "bf16") != NULL || strcmp(isa, "amx") == 0;
+    dtype = dtype == NSA_BF16 && has_bf16 ? NSA_BF16 : NSA_F32;
     const int32_t threads = nsa_ctx_threads(ctx);
     for (int i = 0; i < r->n_peaks; i++)
         if (strcmp(r->peaks[i].isa, isa) == 0 && r->peaks[i].dtype == dtype && r->peaks[i].threads == threads)

@@ -278,6 +278,7 @@ static int instruction_sets(bench_run *r)
         "neonbf16",
         "neon",
 #else
+        "amx",
         "avx512bf16",
         "avx512",
         "avx2",

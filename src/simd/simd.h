@@ -30,10 +30,10 @@ typedef struct simd_ahead {
 } simd_ahead;
 
 /* C[i][j] = start + sum over p ascending of A[i*a_row + p*a_col] . B[p*ldb + j], i < m, j < n, p < k units; by FMA
- * where the set has it. start is 0, with `add` C[i][j], with `keep` keep[i] * C[i][j]. With c_rows row c_rows[i] of C
- * is meant instead of row i, with a_rows row a_rows[i] of A. a_col is 1, or else (without a_rows) a_row is, or m. B and
- * C are readable, and C writable, up to the next multiple of SIMD_PAD columns; what lies there in C afterwards is
- * unspecified. */
+ * where the set has it, by tiles in steps of SIMD_PAD units from p = 0 on. start is 0, with `add` C[i][j], with `keep`
+ * keep[i] * C[i][j]. With c_rows row c_rows[i] of C is meant instead of row i, with a_rows row a_rows[i] of A. a_col is
+ * 1, or else (without a_rows) a_row is, or m. B and C are readable, and C writable, up to the next multiple of SIMD_PAD
+ * columns; what lies there in C afterwards is unspecified. */
 typedef struct simd_product {
     float *c;
     int64_t ldc;
@@ -101,6 +101,8 @@ typedef struct simd_kernels {
     uint32_t needs; /* CPU_... flags */
 
     simd_attn f32, bf16;
+
+    void (*release)(void); /* NULL, or called by each thread after its last product of bf16 */
 
     /* y[j] += exp(x[j] * scale - shift), j < n. Exponentials below 2^-126 are 0; within 2 ulp; NaN stays NaN. x and y
      * are readable and y writable up to a multiple of SIMD_PAD; what lies there in y stays. */

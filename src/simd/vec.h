@@ -7,6 +7,7 @@
  *     MM_ROWS, MM_VECS          the register block of a product: MM_ROWS x MM_VECS accumulators; MM_ROWS 2 .. 6,
  *                               MM_VECS 2 or 4
  *     VEC_BF16                  1 if the set multiplies pairs of bf16, else 0
+ *     VEC_TILES                 defined if it does so by tiles: product_tiles() instead of vf_dot_bf16()
  *
  *     vf, vm                    lanes of float32; a mask for each lane
  *     vf_load(p), vf_store(p,x) any alignment

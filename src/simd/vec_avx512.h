@@ -1,4 +1,4 @@
-/* vec.h for AVX-512 (F, BW, DQ, VL); with VEC_BF16 also its dot products of bf16. */
+/* vec.h for AVX-512 (F, BW, DQ, VL); with VEC_BF16 also its dot products of bf16, with VEC_TILES for cores with AMX. */
 #ifndef NSA_SIMD_VEC_AVX512_H
 #define NSA_SIMD_VEC_AVX512_H
 
@@ -6,7 +6,10 @@
 
 #include <immintrin.h>
 
-#if VEC_BF16
+#if defined(VEC_TILES)
+#define VEC_NAME "amx"
+#define VEC_NEEDS (CPU_AVX2 | CPU_AVX512 | CPU_AMX)
+#elif VEC_BF16
 #define VEC_NAME "avx512bf16"
 #define VEC_NEEDS (CPU_AVX2 | CPU_AVX512 | CPU_AVX512BF16)
 #else

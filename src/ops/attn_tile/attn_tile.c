@@ -93,7 +93,7 @@ static attn_tile carve(const tile_run *run, const key_blocks *keys, bool shared,
 
 /* ---- Masks ------------------------------------------------------------------------------------------------------- */
 
-/* The part of a block that those at work see, from a multiple of SIMD_PAD keys on: a block of its own. */
+/* The part of a block that those at work see, from a multiple of SIMD_PAD units on: a block of its own. */
 typedef struct view {
     key_block block;
     int64_t skipped; /* keys before it */
@@ -117,7 +117,8 @@ static view look_at(attn_tile *t, key_block block)
 {
     const int64_t n_picked = t->n_picked, pack = t->attn->pack;
     view v = {.block = block};
-    v.skipped = (int64_t)clamp(t->sees[t->picked[0]].lo - block.first, block.n) / SIMD_PAD * SIMD_PAD;
+    const int64_t step = SIMD_PAD * pack; /* so that sums over keys go in the same steps whatever is skipped */
+    v.skipped = (int64_t)clamp(t->sees[t->picked[0]].lo - block.first, block.n) / step * step;
     v.lanes = t->keys->lanes - v.skipped;
     v.block.first += v.skipped;
     v.block.n -= v.skipped;
@@ -622,6 +623,8 @@ static void run_threads(work *w)
             for (int64_t i = 0; i < n_keys; i++)
                 store_keys(&t, i);
         }
+        if (ctx->simd->release != NULL)
+            ctx->simd->release();
     }
 }
 
