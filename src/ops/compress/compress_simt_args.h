@@ -1,0 +1,14 @@
+/* From a problem to what the kernels of compression take. */
+#ifndef NSA_OPS_COMPRESS_SIMT_ARGS_H
+#define NSA_OPS_COMPRESS_SIMT_ARGS_H
+
+#include "ops/compress/compress.h"
+#include "ops/compress/compress_simt.h"
+
+/* Without workspace. */
+compress_simt_args compress_simt_args_of(const compress_problem *p);
+
+/* What launch_compress_bias_gradients needs. */
+void compress_simt_take_bias_gradients(compress_simt_args *a, arena *ws);
+
+#endif
