@@ -213,8 +213,7 @@ int launch_compress_tables(const compress_simt_args *p, nsa_stream stream)
 {
     cudaError_t error = cudaSuccess;
     LAUNCH_EACH(error, rows_kernel, p->n_rows, *p, stream);
-    if (p->tokens != NULL)
-        LAUNCH_EACH(error, tokens_kernel, p->seqs.total_k, *p, stream);
+    LAUNCH_EACH(error, tokens_kernel, p->seqs.total_k, *p, stream);
     return error;
 }
 
@@ -228,20 +227,6 @@ int launch_compress_dense(const compress_simt_args *p, nsa_stream stream)
     return error;
 }
 
-int launch_compress_bias_gradients(const compress_simt_args *p, nsa_stream stream)
-{
-    const int64_t in = (int64_t)p->cfg.c.cmp_block * p->d;
-    cudaError_t error = cudaSuccess;
-    LAUNCH_SUMS(error, db1_kernel, (int64_t)p->n_sets * p->width, p->n_rows, p->dz_sum, NSA_F32, *p, stream);
-    if (p->dphi.b1 != NULL)
-        LAUNCH_ADD_PARTS(error, (int64_t)p->n_sets * p->width, p->n_rows, p->dphi.b1, p->phi.dtype, *p, stream);
-    if (p->dphi.pe != NULL)
-        LAUNCH_EACH(error, dpe_kernel, p->n_sets * in, *p, stream);
-    if (p->dphi.b2 != NULL)
-        LAUNCH_SUMS(error, db2_kernel, (int64_t)p->n_sets * p->d, p->n_rows, p->dphi.b2, p->phi.dtype, *p, stream);
-    return error;
-}
-
 int launch_compress_dense_backward(const compress_simt_args *p, nsa_stream stream)
 {
     const int64_t n = p->n_rows * p->cfg.c.n_heads_kv, in = (int64_t)p->cfg.c.cmp_block * p->d;
@@ -250,11 +235,16 @@ int launch_compress_dense_backward(const compress_simt_args *p, nsa_stream strea
         LAUNCH_EACH(error, first_layer_kernel, n * p->width, *p, stream);
     LAUNCH_EACH(error, dz_kernel, n * p->width, *p, stream);
     LAUNCH_EACH(error, dx_kernel, p->seqs.total_k * p->cfg.c.n_heads_kv * p->d, *p, stream);
-    if (error == cudaSuccess)
-        error = (cudaError_t)launch_compress_bias_gradients(p, stream);
+    LAUNCH_SUMS(error, db1_kernel, (int64_t)p->n_sets * p->width, p->n_rows, p->dz_sum, NSA_F32, *p, stream);
+    if (p->dphi.b1 != NULL)
+        LAUNCH_ADD_PARTS(error, (int64_t)p->n_sets * p->width, p->n_rows, p->dphi.b1, p->phi.dtype, *p, stream);
     LAUNCH_SUMS(error, dw1_kernel, p->n_sets * in * p->width, p->n_rows, p->dphi.w1, p->phi.dtype, *p, stream);
+    if (p->dphi.pe != NULL)
+        LAUNCH_EACH(error, dpe_kernel, p->n_sets * in, *p, stream);
     if (p->dphi.w2 != NULL)
         LAUNCH_SUMS(error, dw2_kernel, (int64_t)p->n_sets * p->width * p->d, p->n_rows, p->dphi.w2, p->phi.dtype, *p,
                     stream);
+    if (p->dphi.b2 != NULL)
+        LAUNCH_SUMS(error, db2_kernel, (int64_t)p->n_sets * p->d, p->n_rows, p->dphi.b2, p->phi.dtype, *p, stream);
     return error;
 }

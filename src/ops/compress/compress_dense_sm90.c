@@ -188,6 +188,41 @@ static product dz_w1(const dense *p)
     return x;
 }
 
+static product pe_w1(const dense *p)
+{
+    product x = product_of(p, weights_of(p->pe, 1, (int32_t)p->n_in, p->a.n_sets), p->w_planes, w1_of(p), p->w_planes,
+                           1, p->a.width, p->n_in);
+    x.b_along_n = true;
+    return x;
+}
+
+/* A row of ones: all its segments are the same. */
+static product_matrix ones_of(const dense *p)
+{
+    return (product_matrix){.data = p->ones, .n_segments = INT32_MAX, .segment = PRODUCT_COLUMNS};
+}
+
+static product sum_dz(const dense *p)
+{
+    product x = product_of(p, ones_of(p), 1, dz_of(p), dz_planes(p), 1, p->a.width, set_items(p));
+    x.b_along_n = true;
+    return x;
+}
+
+static product sum_dy(const dense *p)
+{
+    product x = product_of(p, ones_of(p), 1, dy_of(p), 1, 1, p->a.d, set_items(p));
+    x.b_along_n = true;
+    return x;
+}
+
+/* (sum dz) w1^T */
+static product sum_dz_w1(const dense *p)
+{
+    return product_of(p, weights_of(p->dz_sum_planes, 1, p->width, p->a.n_sets), PLANES, w1_of(p), p->w_planes, 1,
+                      p->n_in, p->width);
+}
+
 static product x_dz(const dense *p)
 {
     product x = product_of(p, x_of(p), 1, dz_of(p), dz_planes(p), p->n_in, p->a.width, set_items(p));
@@ -204,98 +239,110 @@ static product h_dy(const dense *p)
 
 /* ---- Workspace */
 
+static bf16_bits *take_planes(int64_t n_planes, int64_t n_rows, int64_t n_columns, arena *ws)
+{
+    return arena_take(ws, i64_mul(i64_mul(n_planes, n_rows), n_columns), sizeof(bf16_bits));
+}
+
 static dense take(const compress_problem *problem, arena *ws)
 {
     const nsa_config *cfg = problem->cfg;
     dense p = {.a = compress_simt_args_of(problem)};
-    const int64_t columns = PRODUCT_COLUMNS, heads = cfg->n_heads_kv;
+    const int64_t columns = PRODUCT_COLUMNS, n_sets = p.a.n_sets;
     p.width = (int32_t)((p.a.width + columns - 1) / columns * columns);
     p.w_planes = p.a.phi.dtype == NSA_BF16 ? 1 : PLANES;
     p.n_in = (int64_t)cfg->cmp_block * p.a.d;
-    p.n_items = i64_mul(p.a.n_rows, heads);
+    p.n_items = i64_mul(p.a.n_rows, cfg->n_heads_kv);
     p.n_groups = n_tiles(p.a.seqs.total_k, p.a.seqs.n, cfg->cmp_stride);
     p.x_lines = arena_take(ws, p.n_items, sizeof *p.x_lines);
     p.y_lines = arena_take(ws, p.n_items, sizeof *p.y_lines);
-    const int64_t w1_rows = i64_mul((int64_t)p.w_planes * p.a.n_sets, p.n_in);
-    p.w1 = arena_take(ws, i64_mul(w1_rows, p.width), sizeof *p.w1);
-    p.bias = arena_take(ws, (int64_t)p.a.n_sets * p.a.width, sizeof *p.bias);
+    p.ones = take_planes(1, 1, columns, ws);
+    p.pe = take_planes(p.w_planes, n_sets, p.n_in, ws);
+    p.w1 = take_planes(p.w_planes, n_sets * p.n_in, p.width, ws);
+    p.bias = arena_take(ws, n_sets * p.width, sizeof *p.bias);
     if (is_mlp(&p)) {
-        p.w2 = arena_take(ws, i64_mul((int64_t)p.w_planes * p.a.n_sets * p.a.width, p.a.d), sizeof *p.w2);
-        p.h = arena_take(ws, i64_mul(i64_mul(p.n_items, PLANES), p.width), sizeof *p.h);
+        p.w2 = take_planes(p.w_planes, n_sets * p.a.width, p.a.d, ws);
+        p.h = take_planes(PLANES, p.n_items, p.width, ws);
     }
     return p;
 }
 
-static void take_sums(dense *p, const product *const products[], int n, arena *ws)
+static void take_backward(dense *p, arena *ws)
 {
-    int64_t most = 0;
-    for (int i = 0; i < n; i++)
-        most = max_i64(most, i64_mul(products[i]->n_parts, products[i]->to.plane));
-    p->sums = arena_take(ws, most, sizeof *p->sums);
+    const int64_t n_lines = i64_mul(p->n_groups, p->a.cfg.c.n_heads_kv), n_sums = (int64_t)p->a.n_sets * p->width;
+    p->dz_lines = arena_take(ws, n_lines, sizeof *p->dz_lines);
+    p->dx_lines = arena_take(ws, n_lines, sizeof *p->dx_lines);
+    if (is_mlp(p)) {
+        p->z = arena_take(ws, i64_mul(p->n_items, p->width), sizeof *p->z);
+        p->dz = take_planes(PLANES, p->n_items, p->width, ws);
+    }
+    p->dz_sum = arena_take(ws, n_sums, sizeof *p->dz_sum);
+    p->dz_sum_planes = take_planes(PLANES, 1, n_sums, ws);
 }
 
-/* ---- Steps */
+/* ---- Steps: a product, and what is done with it */
 
+typedef product product_fn(const dense *p);
 typedef int after_fn(const dense *p, const dense_sums *sums, nsa_stream stream);
 
-/* The product, and what is done with it. */
-static void multiply(const dense *p, product x, after_fn *after, arena *ws)
-{
-    const dense_sums sums = {p->sums, x.n_parts, x.to.segment, x.m};
-    if (x.to.lines == NULL)
-        x.to.data = p->sums;
-    if (arena_launches(ws))
-        cuda_launched(ws, "a product of compression", launch_product_sm90(&x, ws->stream));
-    if (after != NULL && arena_launches(ws))
-        cuda_launched(ws, "compression", after(p, &sums, ws->stream));
-}
+typedef struct step {
+    bool wanted;
+    product_fn *product;
+    after_fn *after; /* NULL: the product stands where it is wanted */
+} step;
 
-static void prepare(const dense *p, arena *ws)
+static void run(dense *p, const step *steps, int n, arena *ws)
 {
+    int64_t most = 0;
+    for (int i = 0; i < n; i++) {
+        const product x = steps[i].product(p);
+        if (steps[i].wanted && steps[i].after != NULL)
+            most = max_i64(most, i64_mul(x.n_parts, x.to.plane));
+    }
+    p->sums = arena_take(ws, most, sizeof *p->sums);
     if (arena_launches(ws))
         cuda_launched(ws, "tables of compression", launch_dense_lines(p, ws->stream));
     if (arena_launches(ws))
-        cuda_launched(ws, "weights of compression", launch_dense_weights(p, ws->stream));
+        cuda_launched(ws, "parameters of compression", launch_dense_planes(p, ws->stream));
+    if (arena_launches(ws) && p->a.phi.pe == NULL)
+        cuda_launched(ws, "parameters of compression", launch_dense_bias(p, NULL, ws->stream));
+    for (int i = 0; i < n; i++) {
+        const product x = steps[i].product(p);
+        const dense_sums sums = {p->sums, x.n_parts, x.to.segment, x.m};
+        if (arena_launches(ws) && steps[i].wanted)
+            cuda_launched(ws, "a product of compression", launch_product_sm90(&x, ws->stream));
+        if (arena_launches(ws) && steps[i].wanted && steps[i].after != NULL)
+            cuda_launched(ws, "compression", steps[i].after(p, &sums, ws->stream));
+    }
 }
 
 void compress_dense_sm90_forward(const void *problem, arena *ws)
 {
     dense p = take(problem, ws);
-    const product first = x_w1(&p), second = is_mlp(&p) ? h_w2(&p) : first;
-    take_sums(&p, (const product *[]){&first, &second}, 2, ws);
-    prepare(&p, ws);
-    multiply(&p, first, is_mlp(&p) ? launch_dense_hidden : launch_dense_y, ws);
-    if (is_mlp(&p))
-        multiply(&p, second, launch_dense_y, ws);
+    const bool mlp = is_mlp(&p);
+    const step steps[] = {
+        {p.a.phi.pe != NULL, pe_w1, launch_dense_bias},
+        {true, x_w1, mlp ? launch_dense_hidden : launch_dense_y},
+        {mlp, h_w2, launch_dense_y},
+    };
+    run(&p, steps, sizeof steps / sizeof *steps, ws);
 }
 
 void compress_dense_sm90_backward(const void *problem, arena *ws)
 {
     dense p = take(problem, ws);
-    const int64_t heads = p.a.cfg.c.n_heads_kv;
-    p.dz_lines = arena_take(ws, i64_mul(p.n_groups, heads), sizeof *p.dz_lines);
-    p.dx_lines = arena_take(ws, i64_mul(p.n_groups, heads), sizeof *p.dx_lines);
-    if (is_mlp(&p)) {
-        p.dz = arena_take(ws, i64_mul(i64_mul(p.n_items, PLANES), p.width), sizeof *p.dz);
-        p.a.z = arena_take(ws, i64_mul(p.n_items, p.width), sizeof *p.a.z);
-    }
-    compress_simt_take_bias_gradients(&p.a, ws);
-    const product first = x_w1(&p), second = is_mlp(&p) ? dy_w2(&p) : first, dx = dz_w1(&p), dw1 = x_dz(&p),
-                  dw2 = is_mlp(&p) ? h_dy(&p) : dw1;
-    take_sums(&p, (const product *[]){&first, &second, &dw1, &dw2}, 4, ws);
-    prepare(&p, ws);
-    if (is_mlp(&p)) {
-        multiply(&p, first, launch_dense_hidden, ws);
-        multiply(&p, second, launch_dense_dz, ws);
-    } else if (arena_launches(ws)) {
-        cuda_launched(ws, "compression", launch_dense_dz(&p, &(dense_sums){0}, ws->stream));
-    }
-    multiply(&p, dx, NULL, ws);
-    if (arena_launches(ws))
-        cuda_launched(ws, "tables of compression", launch_compress_tables(&p.a, ws->stream));
-    if (arena_launches(ws))
-        cuda_launched(ws, "compression", launch_compress_bias_gradients(&p.a, ws->stream));
-    multiply(&p, dw1, launch_dense_dw1, ws);
-    if (is_mlp(&p))
-        multiply(&p, dw2, launch_dense_dw2, ws);
+    take_backward(&p, ws);
+    const bool mlp = is_mlp(&p), has_pe = p.a.phi.pe != NULL;
+    const step steps[] = {
+        {mlp && has_pe, pe_w1, launch_dense_bias},
+        {mlp, x_w1, launch_dense_hidden},
+        {mlp, dy_w2, launch_dense_dz},
+        {true, dz_w1, NULL},
+        {has_pe || p.a.phi.b1 != NULL, sum_dz, launch_dense_db1},
+        {has_pe, sum_dz_w1, launch_dense_dpe},
+        {true, x_dz, launch_dense_dw1},
+        {mlp, h_dy, launch_dense_dw2},
+        {p.a.phi.b2 != NULL, sum_dy, launch_dense_db2},
+    };
+    run(&p, steps, sizeof steps / sizeof *steps, ws);
 }

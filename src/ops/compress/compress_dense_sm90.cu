@@ -1,15 +1,13 @@
 /*
- * linear and mlp around their products (compress_product_sm90.cu): where rows lie, weights in planes, and from each
- * product what the next one reads. A thread for each element.
+ * linear and mlp around their products (compress_product_sm90.cu): where rows lie, parameters in planes, and from each
+ * product what the next one reads. A warp for each row.
  *
- *     forward     x w1 -> z -> h -> h w2 -> y                                  linear: x w1 -> y
- *     backward    x w1 -> z;  dy w2^T -> dz, h;  dz w1^T -> dx, where each token collects from its blocks;
- *                 x^T dz -> dw1;  h^T dy -> dw2                                linear: dz = dy
+ *     forward     x w1 -> z -> h;  h w2 -> y                                   linear: x w1 -> y
+ *     backward    x w1 -> z;  dy w2^T -> dz, h;  dz w1^T -> dx;  x^T dz -> dw1;  h^T dy -> dw2        linear: dz = dy
  *
- * x is read where it lies: pe w1 is the same for all blocks and goes to the bias, and to dw1 comes pe^T sum dz.
- *
- * Products are in planes of bf16 as their file says, with float32 weights x w1 is three products of bf16, dz w1^T six,
- * x^T dz three. With d 128, blocks of 32/16 and d_hidden 128 each is 17 GFLOP at 64k tokens of 4 heads.
+ * x is read where it lies. pe w1 is the same for every block and belongs to the bias; dw1 gets pe^T sum dz. dx is one
+ * product, too: of cmp_stride tokens side by side all lie in the same blocks, so its rows are those, its columns
+ * (token, channel), and k goes over (block, column of dz).
  */
 #include "ops/compress/compress_dense_sm90.h"
 #include "ops/compress/compress_simt.cuh"
@@ -53,78 +51,77 @@ static __global__ __launch_bounds__(THREADS) void group_lines_kernel(const __gri
     }
 }
 
-/* ---- Weights */
+/* ---- Planes */
 
-/* Number i of a matrix that has n, in planes. */
-template <int PLANES> static __device__ void store_planes(bf16_bits *planes, int64_t n, int64_t i, float x)
+/* Element `at` of planes of n elements. */
+template <int PLANES> static __device__ void store_planes(bf16_bits *planes, int64_t n, int64_t at, float x)
 {
 #pragma unroll
     for (int plane = 0; plane < PLANES; plane++) {
         const bf16 part = __float2bfloat16_rn(x);
-        ((bf16 *)planes)[plane * n + i] = part;
+        ((bf16 *)planes)[plane * n + at] = part;
         x -= to_float(part);
     }
 }
 
-/* Rows of `from` have n_columns, those of the planes `width`. */
-static __global__ __launch_bounds__(THREADS) void weights_kernel(bf16_bits *to, int n_planes, const void *from,
-                                                                 nsa_dtype dtype, int n_columns, int width, int64_t n)
+/* Rows of n_columns, which in the planes are `width` long. */
+static __global__ __launch_bounds__(WARPS *WARP) void planes_kernel(bf16_bits *to, int n_planes, const void *from,
+                                                                    nsa_dtype dtype, int64_t n_rows, int n_columns,
+                                                                    int width)
 {
-    for (int64_t i = first_element(); i < n; i += element_stride()) {
-        const int64_t column = i % width;
-        const float w = column < n_columns ? load_as(from, dtype, i / width * n_columns + column) : 0.0F;
-        if (n_planes == 1)
-            store_planes<1>(to, n, i, w);
-        else
-            store_planes<3>(to, n, i, w);
-    }
+    for (int64_t row = first_item(); row < n_rows; row += item_stride())
+        for (int j = lane_index(); j < width; j += WARP) {
+            const float x = j < n_columns ? load_as(from, dtype, row * n_columns + j) : 0.0F;
+            if (n_planes == 1)
+                store_planes<1>(to, n_rows * width, row * width + j, x);
+            else
+                store_planes<3>(to, n_rows * width, row * width + j, x);
+        }
 }
 
-enum { BIAS_THREADS = 1024, BIAS_ROWS = BIAS_THREADS / WARP };
-
-/* 32 columns of a set: a warp sums every 32nd row of pe w1. */
-static __global__ __launch_bounds__(BIAS_THREADS) void bias_kernel(const __grid_constant__ compress_dense_sm90 p)
+static __global__ void ones_kernel(bf16_bits *to)
 {
-    __shared__ float sums[BIAS_ROWS][WARP];
-    const int n_blocks = (p.a.width + WARP - 1) / WARP, warp = (int)threadIdx.x / WARP;
-    const int64_t set = blockIdx.x / n_blocks, j = blockIdx.x % n_blocks * WARP + lane_index();
-    float sum = 0.0F;
-    if (p.a.phi.pe != NULL && j < p.a.width)
-#pragma unroll 8
-        for (int64_t k = warp; k < p.n_in; k += BIAS_ROWS)
-            sum = fmaf(param(p.a, p.a.phi.pe, set, p.n_in, k),
-                       param(p.a, p.a.phi.w1, set, p.n_in * p.a.width, k * p.a.width + j), sum);
-    sums[warp][lane_index()] = sum;
-    __syncthreads();
-    if (warp > 0 || j >= p.a.width)
-        return;
-    sum = param(p.a, p.a.phi.b1, set, p.a.width, j);
-    for (int i = 0; i < BIAS_ROWS; i++)
-        sum += sums[i][lane_index()];
-    p.bias[set * p.a.width + j] = sum;
+    ((bf16 *)to)[threadIdx.x] = __float2bfloat16_rn(1.0F);
 }
 
 /* ---- After products */
 
-static __device__ float sum_of(const compress_dense_sm90 &p, const dense_sums &sums, int64_t set, int64_t row,
-                               int64_t column)
+/* The set and its row that an item is. */
+typedef struct set_row {
+    int64_t set, row;
+} set_row;
+
+static __device__ set_row row_of_item(const compress_dense_sm90 &p, int64_t item)
 {
-    const int64_t at = (set * sums.n_rows + row) * sums.n_columns + column;
+    const int heads = p.a.cfg.c.n_heads_kv;
+    return p.a.phi.per_head ? set_row{item % heads, item / heads} : set_row{0, item};
+}
+
+/* Element i of all rows of all sets. */
+static __device__ float sum_at(const compress_dense_sm90 &p, const dense_sums &sums, int64_t i)
+{
     const int64_t part = p.a.n_sets * sums.n_rows * sums.n_columns;
-    float sum = sums.x[at];
-    for (int i = 1; i < sums.n_parts; i++)
-        sum += sums.x[i * part + at];
+    float sum = sums.x[i];
+#pragma unroll 8
+    for (int k = 1; k < sums.n_parts; k++)
+        sum += sums.x[k * part + i];
     return sum;
 }
 
-static __device__ int64_t set_of(const compress_dense_sm90 &p, int64_t item)
+static __device__ float sum_of(const compress_dense_sm90 &p, const dense_sums &sums, set_row at, int column)
 {
-    return p.a.phi.per_head ? item % p.a.cfg.c.n_heads_kv : 0;
+    return sum_at(p, sums, (at.set * sums.n_rows + at.row) * sums.n_columns + column);
 }
 
-static __device__ float sum_of_item(const compress_dense_sm90 &p, const dense_sums &sums, int64_t item, int64_t column)
+/* Elements [set][width]. */
+static __global__ __launch_bounds__(THREADS) void bias_kernel(const __grid_constant__ compress_dense_sm90 p,
+                                                              const __grid_constant__ dense_sums sums, int64_t n)
 {
-    return sum_of(p, sums, set_of(p, item), p.a.phi.per_head ? item / p.a.cfg.c.n_heads_kv : item, column);
+    for (int64_t i = first_element(); i < n; i += element_stride()) {
+        const int64_t set = i / p.width, j = i % p.width;
+        const float pe_w1 = p.a.phi.pe != NULL ? sum_at(p, sums, i) : 0.0F;
+        p.bias[i] = j < p.a.width ? param(p.a, p.a.phi.b1, set, p.a.width, j) + pe_w1 : 0.0F;
+    }
 }
 
 static __device__ float gelu_cdf(float z)
@@ -132,135 +129,174 @@ static __device__ float gelu_cdf(float z)
     return 0.5F * erfcf(-z * 0.70710678118654752440F);
 }
 
-/* Elements [item][width]. */
-static __global__ __launch_bounds__(THREADS) void hidden_kernel(const __grid_constant__ compress_dense_sm90 p,
-                                                                const __grid_constant__ dense_sums sums, int64_t n)
+static __global__ __launch_bounds__(WARPS *WARP) void hidden_kernel(const __grid_constant__ compress_dense_sm90 p,
+                                                                    const __grid_constant__ dense_sums sums)
 {
-    for (int64_t i = first_element(); i < n; i += element_stride()) {
-        const int64_t item = i / p.width, j = i % p.width;
-        const bool is = j < p.a.width && p.y_lines[item].end > 0;
-        const float z = is ? sum_of_item(p, sums, item, j) + p.bias[set_of(p, item) * p.a.width + j] : 0.0F;
-        if (p.a.z != NULL)
-            p.a.z[i] = z;
-        else
-            store_planes<3>(p.h, n, i, z * gelu_cdf(z));
+    for (int64_t item = first_item(); item < p.n_items; item += item_stride()) {
+        const set_row at = row_of_item(p, item);
+        const bool made = p.y_lines[item].end > 0;
+        for (int j = lane_index(); j < p.width; j += WARP) {
+            const bool is = made && j < p.a.width;
+            const float z = is ? sum_of(p, sums, at, j) + p.bias[at.set * p.width + j] : 0.0F;
+            if (p.z != NULL)
+                p.z[item * p.width + j] = z;
+            else
+                store_planes<3>(p.h, p.n_items * p.width, item * p.width + j, z * gelu_cdf(z));
+        }
     }
 }
 
-/* Elements [item][channel]. */
-static __global__ __launch_bounds__(THREADS) void y_kernel(const __grid_constant__ compress_dense_sm90 p,
-                                                           const __grid_constant__ dense_sums sums, int64_t n)
+static __global__ __launch_bounds__(WARPS *WARP) void y_kernel(const __grid_constant__ compress_dense_sm90 p,
+                                                               const __grid_constant__ dense_sums sums)
 {
-    for (int64_t i = first_element(); i < n; i += element_stride()) {
-        const int64_t item = i / p.a.d, c = i % p.a.d, set = set_of(p, item);
+    for (int64_t item = first_item(); item < p.n_items; item += item_stride()) {
+        const set_row at = row_of_item(p, item);
         if (p.y_lines[item].end == 0)
             continue;
-        const float bias =
-            p.a.phi.kind == NSA_PHI_MLP ? param(p.a, p.a.phi.b2, set, p.a.d, c) : p.bias[set * p.a.d + c];
-        store(p.a.y, p.y_lines[item].at + c, sum_of_item(p, sums, item, c) + bias);
+        for (int c = lane_index(); c < p.a.d; c += WARP) {
+            const float bias =
+                p.a.phi.kind == NSA_PHI_MLP ? param(p.a, p.a.phi.b2, at.set, p.a.d, c) : p.bias[at.set * p.width + c];
+            store(p.a.y, p.y_lines[item].at + c, sum_of(p, sums, at, c) + bias);
+        }
     }
 }
 
-/* Elements [item][width]. */
-static __global__ __launch_bounds__(THREADS) void dz_kernel(const __grid_constant__ compress_dense_sm90 p,
-                                                            const __grid_constant__ dense_sums sums, int64_t n)
+static __global__ __launch_bounds__(WARPS *WARP) void dz_kernel(const __grid_constant__ compress_dense_sm90 p,
+                                                                const __grid_constant__ dense_sums sums)
 {
     const float inv_sqrt_2pi = 0.39894228040143267794F;
-    for (int64_t i = first_element(); i < n; i += element_stride()) {
-        const int64_t item = i / p.width, j = i % p.width;
-        const bool is = j < p.a.width && p.y_lines[item].end > 0;
-        float dz = 0.0F;
-        if (p.a.phi.kind == NSA_PHI_MLP) {
-            const float z = is ? p.a.z[i] : 0.0F, cdf = gelu_cdf(z);
-            if (is)
-                dz = sum_of_item(p, sums, item, j) * (cdf + z * expf(-0.5F * z * z) * inv_sqrt_2pi);
-            store_planes<3>(p.h, n, i, z * cdf);
-            store_planes<3>(p.dz, n, i, dz);
-        } else if (is) {
-            dz = load(p.a.dy, p.y_lines[item].at + j);
+    for (int64_t item = first_item(); item < p.n_items; item += item_stride()) {
+        const set_row at = row_of_item(p, item);
+        const bool made = p.y_lines[item].end > 0;
+        for (int j = lane_index(); j < p.width; j += WARP) {
+            const bool is = made && j < p.a.width;
+            const float z = is ? p.z[item * p.width + j] : 0.0F, dh = is ? sum_of(p, sums, at, j) : 0.0F;
+            const float cdf = gelu_cdf(z), slope = cdf + z * expf(-0.5F * z * z) * inv_sqrt_2pi;
+            store_planes<3>(p.h, p.n_items * p.width, item * p.width + j, z * cdf);
+            store_planes<3>(p.dz, p.n_items * p.width, item * p.width + j, dh * slope);
         }
-        if (is)
-            p.a.dz[item * p.a.width + j] = dz;
     }
 }
 
-/* Elements [set][k][column]. */
-static __global__ __launch_bounds__(THREADS) void dw1_kernel(const __grid_constant__ compress_dense_sm90 p,
+/* Elements [set][width]. */
+static __global__ __launch_bounds__(THREADS) void db1_kernel(const __grid_constant__ compress_dense_sm90 p,
                                                              const __grid_constant__ dense_sums sums, int64_t n)
 {
     for (int64_t i = first_element(); i < n; i += element_stride()) {
-        const int64_t j = i % p.a.width, k = i / p.a.width % p.n_in, set = i / p.a.width / p.n_in;
-        const float pe = param(p.a, p.a.phi.pe, set, p.n_in, k);
-        store_as(p.a.dphi.w1, p.a.phi.dtype, i, fmaf(pe, p.a.dz_sum[set * p.a.width + j], sum_of(p, sums, set, k, j)));
+        const int64_t set = i / p.width, j = i % p.width;
+        const float sum = j < p.a.width ? sum_at(p, sums, i) : 0.0F;
+        p.dz_sum[i] = sum;
+        store_planes<3>(p.dz_sum_planes, n, i, sum);
+        if (p.a.dphi.b1 != NULL && j < p.a.width)
+            store_as(p.a.dphi.b1, p.a.phi.dtype, set * p.a.width + j, sum);
     }
 }
 
-/* Elements [set][column][channel]. */
-static __global__ __launch_bounds__(THREADS) void dw2_kernel(const __grid_constant__ compress_dense_sm90 p,
-                                                             const __grid_constant__ dense_sums sums, int64_t n)
+static __global__ __launch_bounds__(WARPS *WARP) void dw1_kernel(const __grid_constant__ compress_dense_sm90 p,
+                                                                 const __grid_constant__ dense_sums sums)
+{
+    for (int64_t row = first_item(); row < p.a.n_sets * p.n_in; row += item_stride()) {
+        const set_row at = {row / p.n_in, row % p.n_in};
+        const float pe = param(p.a, p.a.phi.pe, at.set, p.n_in, at.row);
+        for (int j = lane_index(); j < p.a.width; j += WARP) {
+            const float sum = sum_of(p, sums, at, j);
+            store_as(p.a.dphi.w1, p.a.phi.dtype, row * p.a.width + j,
+                     p.a.phi.pe == NULL ? sum : fmaf(pe, p.dz_sum[at.set * p.width + j], sum));
+        }
+    }
+}
+
+/* The sums as they are. */
+static __global__ __launch_bounds__(THREADS) void sums_kernel(const __grid_constant__ compress_dense_sm90 p,
+                                                              const __grid_constant__ dense_sums sums, void *to,
+                                                              int64_t n)
 {
     for (int64_t i = first_element(); i < n; i += element_stride())
-        store_as(p.a.dphi.w2, p.a.phi.dtype, i,
-                 sum_of(p, sums, i / p.a.d / p.a.width, i / p.a.d % p.a.width, i % p.a.d));
+        store_as(to, p.a.phi.dtype, i, sum_at(p, sums, i));
 }
 
 /* ---- Launches */
 
-/* kernel<<<>>> with a thread for each of n elements. */
-#define LAUNCH_ELEMENTS(n, stream, kernel, ...)                                                                        \
-    do {                                                                                                               \
-        const int64_t n_ = (n);                                                                                        \
-        if (n_ > 0)                                                                                                    \
-            kernel<<<grid_of(n_, THREADS), THREADS, 0, stream>>>(__VA_ARGS__, n_);                                     \
-    } while (0)
-
 int launch_dense_lines(const compress_dense_sm90 *p, nsa_stream stream)
 {
-    LAUNCH_ELEMENTS(p->n_items, stream, lines_kernel, *p);
+    cudaError_t error = cudaSuccess;
+    LAUNCH_EACH(error, lines_kernel, p->n_items, *p, stream);
     if (p->dz_lines != NULL)
-        LAUNCH_ELEMENTS(p->n_groups * p->a.cfg.c.n_heads_kv, stream, group_lines_kernel, *p);
+        LAUNCH_EACH(error, group_lines_kernel, p->n_groups * p->a.cfg.c.n_heads_kv, *p, stream);
+    return error;
+}
+
+int launch_dense_planes(const compress_dense_sm90 *p, nsa_stream stream)
+{
+    const nsa_phi *phi = &p->a.phi;
+    const int64_t n_sets = p->a.n_sets, w1_rows = n_sets * p->n_in, w2_rows = n_sets * p->a.width;
+    ones_kernel<<<1, PRODUCT_COLUMNS, 0, stream>>>(p->ones);
+    if (phi->pe != NULL)
+        LAUNCH_WARPS(planes_kernel, w1_rows / PRODUCT_COLUMNS, stream, p->pe, p->w_planes, phi->pe, phi->dtype,
+                     w1_rows / PRODUCT_COLUMNS, PRODUCT_COLUMNS, PRODUCT_COLUMNS);
+    LAUNCH_WARPS(planes_kernel, w1_rows, stream, p->w1, p->w_planes, phi->w1, phi->dtype, w1_rows, p->a.width,
+                 p->width);
+    if (phi->kind == NSA_PHI_MLP)
+        LAUNCH_WARPS(planes_kernel, w2_rows, stream, p->w2, p->w_planes, phi->w2, phi->dtype, w2_rows, p->a.d, p->a.d);
     return cudaGetLastError();
 }
 
-int launch_dense_weights(const compress_dense_sm90 *p, nsa_stream stream)
+int launch_dense_bias(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream)
 {
-    const nsa_phi *phi = &p->a.phi;
-    const int32_t n_sets = p->a.n_sets, n_blocks = (p->a.width + WARP - 1) / WARP;
-    LAUNCH_ELEMENTS(n_sets * p->n_in * p->width, stream, weights_kernel, p->w1, p->w_planes, phi->w1, phi->dtype,
-                    p->a.width, p->width);
-    if (phi->kind == NSA_PHI_MLP)
-        LAUNCH_ELEMENTS((int64_t)n_sets * p->a.width * p->a.d, stream, weights_kernel, p->w2, p->w_planes, phi->w2,
-                        phi->dtype, p->a.d, p->a.d);
-    bias_kernel<<<n_sets * n_blocks, BIAS_THREADS, 0, stream>>>(*p);
+    const int64_t n = (int64_t)p->a.n_sets * p->width;
+    bias_kernel<<<grid_of(n, THREADS), THREADS, 0, stream>>>(*p, sums == NULL ? dense_sums{} : *sums, n);
     return cudaGetLastError();
 }
 
 int launch_dense_hidden(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream)
 {
-    LAUNCH_ELEMENTS(p->n_items * p->width, stream, hidden_kernel, *p, *sums);
+    LAUNCH_WARPS(hidden_kernel, p->n_items, stream, *p, *sums);
     return cudaGetLastError();
 }
 
 int launch_dense_y(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream)
 {
-    LAUNCH_ELEMENTS(p->n_items * p->a.d, stream, y_kernel, *p, *sums);
+    LAUNCH_WARPS(y_kernel, p->n_items, stream, *p, *sums);
     return cudaGetLastError();
 }
 
 int launch_dense_dz(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream)
 {
-    LAUNCH_ELEMENTS(p->n_items * p->width, stream, dz_kernel, *p, *sums);
+    LAUNCH_WARPS(dz_kernel, p->n_items, stream, *p, *sums);
+    return cudaGetLastError();
+}
+
+int launch_dense_db1(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream)
+{
+    const int64_t n = (int64_t)p->a.n_sets * p->width;
+    db1_kernel<<<grid_of(n, THREADS), THREADS, 0, stream>>>(*p, *sums, n);
     return cudaGetLastError();
 }
 
 int launch_dense_dw1(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream)
 {
-    LAUNCH_ELEMENTS(p->a.n_sets * p->n_in * p->a.width, stream, dw1_kernel, *p, *sums);
+    LAUNCH_WARPS(dw1_kernel, p->a.n_sets * p->n_in, stream, *p, *sums);
     return cudaGetLastError();
+}
+
+static int launch_sums(const compress_dense_sm90 *p, const dense_sums *sums, void *to, nsa_stream stream)
+{
+    const int64_t n = p->a.n_sets * sums->n_rows * sums->n_columns;
+    sums_kernel<<<grid_of(n, THREADS), THREADS, 0, stream>>>(*p, *sums, to, n);
+    return cudaGetLastError();
+}
+
+int launch_dense_dpe(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream)
+{
+    return launch_sums(p, sums, p->a.dphi.pe, stream);
 }
 
 int launch_dense_dw2(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream)
 {
-    LAUNCH_ELEMENTS((int64_t)p->a.n_sets * p->a.width * p->a.d, stream, dw2_kernel, *p, *sums);
-    return cudaGetLastError();
+    return launch_sums(p, sums, p->a.dphi.w2, stream);
+}
+
+int launch_dense_db2(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream)
+{
+    return launch_sums(p, sums, p->a.dphi.b2, stream);
 }

@@ -8,19 +8,24 @@
 typedef unsigned short bf16_bits;
 
 /* Items are (packed row of y, head). A group is cmp_stride tokens of a sequence, which the same blocks hold: those of
- * sequence s have the numbers cu_seqlens[s] / cmp_stride + s and up. */
+ * sequence s have the numbers cu_seqlens[s] / cmp_stride + s and up. Planes, of whole matrices one behind the other,
+ * add up to a float32. */
 typedef struct compress_dense_sm90 {
     compress_simt_args a;
     int32_t width;    /* a.width, and zeros up to whole PRODUCT_COLUMNS */
-    int32_t w_planes; /* of the weights: 1 if they are bf16 */
+    int32_t w_planes; /* of the parameters: 1 if they are bf16, else 3 */
     int64_t n_in;     /* block * d: rows of w1 */
     int64_t n_items, n_groups;
 
     product_line *x_lines, *y_lines;   /* [item]: a block's tokens; its row of y, or of dy */
     product_line *dz_lines, *dx_lines; /* [group][head]: rows of the blocks that hold it, the last first; its tokens */
-    bf16_bits *w1, *w2;                /* [plane][set][row][width], [plane][set][row][d] */
-    float *bias;                       /* [set][a.width]: b1 + pe w1 */
-    bf16_bits *h, *dz;                 /* mlp: [plane][item][width], three planes */
+    bf16_bits *ones;                   /* PRODUCT_COLUMNS */
+    bf16_bits *pe, *w1, *w2;           /* planes of [set][n_in], [set][n_in][width], [set][a.width][d] */
+    float *bias;                       /* [set][width]: b1 + pe w1 */
+    float *z;                          /* mlp, backward: [item][width] */
+    bf16_bits *h, *dz;                 /* mlp: three planes of [item][width] */
+    float *dz_sum;                     /* [set][width] */
+    bf16_bits *dz_sum_planes;          /* three of it */
     float *sums;                       /* what the last product has made: [part][set][row][column] */
 } compress_dense_sm90;
 
@@ -33,8 +38,11 @@ typedef struct dense_sums {
 
 NSA_LAUNCH launch_dense_lines(const compress_dense_sm90 *p, nsa_stream stream);
 
-/* The planes of the weights, and bias. */
-NSA_LAUNCH launch_dense_weights(const compress_dense_sm90 *p, nsa_stream stream);
+/* ones, and the planes of the parameters. */
+NSA_LAUNCH launch_dense_planes(const compress_dense_sm90 *p, nsa_stream stream);
+
+/* After a product: bias from pe w1, or without (NULL). */
+NSA_LAUNCH launch_dense_bias(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream);
 
 /* From x w1: h, or for backward z. */
 NSA_LAUNCH launch_dense_hidden(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream);
@@ -42,11 +50,18 @@ NSA_LAUNCH launch_dense_hidden(const compress_dense_sm90 *p, const dense_sums *s
 /* From x w1 (linear) or h w2. */
 NSA_LAUNCH launch_dense_y(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream);
 
-/* From z and dy w2^T: h and dz; linear: dz is dy. */
+/* From z and dy w2^T: h and dz. */
 NSA_LAUNCH launch_dense_dz(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream);
 
-/* From x^T dz and from h^T dy. */
+/* dz_sum and db1. */
+NSA_LAUNCH launch_dense_db1(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream);
+
+/* From x^T dz and dz_sum. */
 NSA_LAUNCH launch_dense_dw1(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream);
+
+/* Those that are the sums as they are. */
+NSA_LAUNCH launch_dense_dpe(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream);
 NSA_LAUNCH launch_dense_dw2(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream);
+NSA_LAUNCH launch_dense_db2(const compress_dense_sm90 *p, const dense_sums *sums, nsa_stream stream);
 
 #endif

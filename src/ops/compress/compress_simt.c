@@ -38,7 +38,7 @@ compress_simt_args compress_simt_args_of(const compress_problem *p)
     return a;
 }
 
-static compress_simt_args take_args(const compress_problem *p, arena *ws)
+static compress_simt_args take_tables(const compress_problem *p, arena *ws)
 {
     compress_simt_args a = compress_simt_args_of(p);
     if (!is_mean(p)) {
@@ -69,14 +69,6 @@ static int64_t n_sums(const compress_simt_args *a, int64_t n, int64_t n_rows)
 {
     const int64_t n_elements = i64_mul(a->n_sets, n);
     return i64_mul(n_elements, compress_parts(n_elements, n_rows));
-}
-
-void compress_simt_take_bias_gradients(compress_simt_args *a, arena *ws)
-{
-    a->rows = arena_take(ws, a->n_rows, sizeof *a->rows);
-    a->dz = take_floats(a, a->n_rows, a->width, ws);
-    a->dz_sum = arena_take(ws, i64_mul(a->n_sets, a->width), sizeof(float));
-    a->sums = arena_take(ws, max_i64(n_sums(a, a->width, a->n_rows), n_sums(a, a->d, a->n_rows)), sizeof(float));
 }
 
 static void take_backward(const compress_problem *p, compress_simt_args *a, arena *ws)
@@ -114,7 +106,7 @@ static void run(const compress_simt_args *a, kernels_fn *kernels, arena *ws)
 
 void compress_simt_forward(const void *problem, arena *ws)
 {
-    compress_simt_args a = take_args(problem, ws);
+    compress_simt_args a = take_tables(problem, ws);
     take_forward(problem, &a, ws);
     run(&a,
         is_mean(problem)    ? launch_compress_mean
@@ -125,7 +117,7 @@ void compress_simt_forward(const void *problem, arena *ws)
 
 void compress_simt_backward(const void *problem, arena *ws)
 {
-    compress_simt_args a = take_args(problem, ws);
+    compress_simt_args a = take_tables(problem, ws);
     take_backward(problem, &a, ws);
     run(&a,
         is_mean(problem)    ? launch_compress_mean_backward

@@ -51,17 +51,14 @@ static NSA_BOTH_SIDES inline int64_t compress_parts(int64_t n_elements, int64_t 
     return n < 1 ? 1 : n < most ? n : most;
 }
 
-/* rows, and unless it is NULL tokens: before all others. */
-NSA_LAUNCH launch_compress_tables(const compress_simt_args *p, nsa_stream stream);
+NSA_LAUNCH launch_compress_tables(const compress_simt_args *p,
+                                  nsa_stream stream); /* rows and tokens: before all others */
 
 NSA_LAUNCH launch_compress_mean(const compress_simt_args *p, nsa_stream stream); /* needs no tables */
 NSA_LAUNCH launch_compress_mean_backward(const compress_simt_args *p, nsa_stream stream);
 
 NSA_LAUNCH launch_compress_dense(const compress_simt_args *p, nsa_stream stream);
 NSA_LAUNCH launch_compress_dense_backward(const compress_simt_args *p, nsa_stream stream);
-
-/* Of linear and mlp, from rows, dy and dz: dz_sum, and where they are wanted db1, dpe, db2. */
-NSA_LAUNCH launch_compress_bias_gradients(const compress_simt_args *p, nsa_stream stream);
 
 NSA_LAUNCH launch_compress_pool(const compress_simt_args *p, nsa_stream stream);
 NSA_LAUNCH launch_compress_pool_backward(const compress_simt_args *p, nsa_stream stream);

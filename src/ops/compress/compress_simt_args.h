@@ -5,10 +5,6 @@
 #include "ops/compress/compress.h"
 #include "ops/compress/compress_simt.h"
 
-/* Without workspace. */
-compress_simt_args compress_simt_args_of(const compress_problem *p);
-
-/* What launch_compress_bias_gradients needs. */
-void compress_simt_take_bias_gradients(compress_simt_args *a, arena *ws);
+compress_simt_args compress_simt_args_of(const compress_problem *p); /* without workspace */
 
 #endif
