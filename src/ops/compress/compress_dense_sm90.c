@@ -61,7 +61,7 @@ static product_matrix hidden_of(const dense *p, bf16_bits *data)
                             .row = (p->a.n_sets == 1 ? 1 : p->a.cfg.c.n_heads_kv) * (int64_t)p->width,
                             .n_segments = 1,
                             .segment = p->width,
-                            .plane = p->n_items * p->width};
+                            .plane = i64_mul(p->n_items, p->width)};
 }
 
 static product_matrix dz_of(const dense *p)
@@ -78,7 +78,7 @@ static product_matrix dz_of_groups(const dense *p)
         dz.data = p->dz;
         dz.segment = p->width;
         dz.step = -p->a.cfg.c.n_heads_kv * (int64_t)p->width;
-        dz.plane = p->n_items * p->width;
+        dz.plane = i64_mul(p->n_items, p->width);
     }
     return dz;
 }
@@ -95,7 +95,7 @@ static product_matrix weights_of(bf16_bits *data, int64_t n_rows, int32_t n_colu
                             .row = n_columns,
                             .n_segments = 1,
                             .segment = n_columns,
-                            .plane = n_sets * n_rows * n_columns};
+                            .plane = i64_mul(n_sets, n_rows * n_columns)};
 }
 
 static product_matrix w1_of(const dense *p)
