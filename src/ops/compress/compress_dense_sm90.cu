@@ -12,8 +12,10 @@
  * Cost: that of the products (17 GFLOP for each pair of planes at 64k tokens, 4 heads, d and d_hidden 128, blocks
  * 32/16) and launches. On one H200 (CUDA 13.0, 2026-11-28), ms, float32 parameters; in brackets the readable kernels:
  *
- *     mlp       64k   forward 0.203 (45.1)   backward 0.649 (134)        8k   0.095, 0.224        32 tokens   0.079,
- * 0.146 linear    64k   forward 0.168          backward 0.333 mlp, bf16 parameters, 64k   0.153, 0.541
+ *     mlp, 64k tokens                    forward 0.203 (45.1)    backward 0.649 (134)
+ *     mlp, 8k; 32 tokens                 forward 0.095; 0.079    backward 0.224; 0.146
+ *     mlp, bf16 parameters, 64k          forward 0.153           backward 0.541
+ *     linear, 64k                        forward 0.168           backward 0.333
  *
  * Tried: sums over rows by a thread for each column, and a thread for each element in the place of a warp for each row
  * (forward 0.232, backward 0.980).
