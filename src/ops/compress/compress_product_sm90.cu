@@ -3,8 +3,8 @@
  * of blocks of tokens, which overlap and begin anywhere; rows of dz shifted against each other.
  *
  * A float32 is the sum of three bf16, exactly: its planes. Of a product of two such numbers the six products of planes
- * count that are not below 2^-24 of it; bf16 tensors have one plane. The accumulators of tensor cores round towards
- * zero: after every FOLD steps they are added to a sum that rounds to nearest.
+ * count that are not below 2^-24 of it; bf16 tensors have one plane. The accumulators of tensor cores may round
+ * towards zero: after every FOLD steps they are added to a sum that rounds to nearest.
  *
  * A CTA makes tiles of 128 x 128, with k in steps of 64 through a ring of stages: all 256 threads bring rows to shared
  * memory, 16 bytes at a time (each row is looked up: no tensor map knows where they lie), while the two warpgroups'
@@ -18,7 +18,7 @@
  *     x w1      1 + 1 planes    67 us    256 TFLOP/s, 4.0 TB/s from L2
  *               1 + 3          115 us    448 TFLOP/s, 4.7 TB/s
  *     x^T dz    1 + 3          121 us    426 TFLOP/s
- *     dz w1^T   3 + 3          244 us    422 TFLOP/s: four steps to a tile, and the first waits for memory
+ *     dz w1^T   3 + 3          244 us    422 TFLOP/s: a tile has four steps, and its first loads meet no other work
  */
 #include "cuda/sm90.cuh"
 #include "ops/compress/compress_product_sm90.h"
