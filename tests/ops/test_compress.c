@@ -32,6 +32,13 @@ static const compress_shape shapes[] = {
     {NSA_PHI_MLP, 32, 16, 300, 1, 32, 1, false, false, NSA_F32, NSA_F32, LAYOUT_THD, LAYOUT_THD},
     {NSA_PHI_MEAN, 32, 16, 300, 3, 128, 0, false, false, NSA_BF16, NSA_F32, LAYOUT_THD, LAYOUT_THD},
     {NSA_PHI_MEAN, 8, 2, 83, 70, 40, 0, false, false, NSA_F16, NSA_F32, LAYOUT_GAPS, LAYOUT_THD},
+    {NSA_PHI_LINEAR, 8, 4, 300, 3, 64, 0, false, false, NSA_BF16, NSA_F32, LAYOUT_THD, LAYOUT_THD},
+    {NSA_PHI_LINEAR, 32, 16, 150, 2, 128, 0, true, true, NSA_BF16, NSA_BF16, LAYOUT_BHSD, LAYOUT_GAPS},
+    {NSA_PHI_LINEAR, 2, 2, 71, 1, 256, 0, true, false, NSA_BF16, NSA_F32, LAYOUT_HTD, LAYOUT_BSHD},
+    {NSA_PHI_MLP, 8, 4, 300, 2, 64, 70, false, false, NSA_BF16, NSA_F32, LAYOUT_THD, LAYOUT_THD},
+    {NSA_PHI_MLP, 6, 1, 83, 3, 64, 129, true, false, NSA_BF16, NSA_F32, LAYOUT_BSHD, LAYOUT_BHSD},
+    {NSA_PHI_MLP, 16, 8, 211, 2, 192, 40, false, true, NSA_BF16, NSA_BF16, LAYOUT_THD, LAYOUT_GAPS},
+    {NSA_PHI_MLP, 9, 3, 71, 1, 128, 1, true, false, NSA_BF16, NSA_BF16, LAYOUT_HTD, LAYOUT_THD},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -149,8 +156,8 @@ static void test_same_bits_for_any_threads(void **state)
 {
     (void)state;
     rng r = rng_new();
-    const int chosen[] = {3, 5, 10, 13, 16, 18};
-    for (int i = 0; i < 6; i++) {
+    const int chosen[] = {3, 5, 10, 13, 16, 18, 22, 24, 25, 26};
+    for (int i = 0; i < 10; i++) {
         compress_case c;
         start_case(&c, chosen[i], &r);
         each_impl(&c, chosen[i], 1, compare_threads, NULL);
@@ -177,18 +184,21 @@ static void test_same_bits_in_every_layout(void **state)
 {
     (void)state;
     rng r = rng_new();
-    for (int kind = NSA_PHI_MEAN; kind <= NSA_PHI_MLP; kind++)
+    enum { KINDS = NSA_PHI_MLP + 1 };
+    for (int i = 0; i < 2 * KINDS; i++)
         for (int as = LAYOUT_THD; as < n_test_layouts(); as++) {
             testlib_reset();
-            const bool even = kind % 2 == 0;
-            const compress_shape sh = {.kind = (nsa_phi_kind)kind,
+            const bool even = i % 2 == 0, wide = i >= KINDS;
+            const compress_shape sh = {.kind = (nsa_phi_kind)(i % KINDS),
                                        .block = 4,
                                        .stride = 2,
                                        .n_heads = 3,
-                                       .d = even ? 16 : 7,
+                                       .d = wide   ? 64
+                                            : even ? 16
+                                                   : 7,
                                        .hidden = 9,
                                        .per_head = even,
-                                       .dtype = even ? NSA_F32 : NSA_BF16,
+                                       .dtype = even && !wide ? NSA_F32 : NSA_BF16,
                                        .phi_dtype = NSA_F32,
                                        .x = (layout)as,
                                        .out = output_layout((layout)as)};
@@ -268,8 +278,8 @@ static void test_bad_tokens(void **state)
 {
     (void)state;
     rng r = rng_new();
-    const int chosen[] = {0, 1, 5, 6, 10, 13, 16, 17, 20};
-    for (int i = 0; i < 9; i++) {
+    const int chosen[] = {0, 1, 5, 6, 10, 13, 16, 17, 20, 22, 23, 25, 27};
+    for (int i = 0; i < 13; i++) {
         compress_case c;
         start_case(&c, chosen[i], &r);
         each_impl(&c, chosen[i], 2, compare_tail, NULL);

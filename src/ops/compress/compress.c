@@ -27,17 +27,21 @@ static bool on_cuda(const compress_problem *p)
 {
     return p->ctx->cuda;
 }
+
+bool compress_dense_sm90_supports(const compress_problem *p);
 #endif
 
 op_fn compress_dense_forward, compress_dense_backward;
 op_fn compress_pool_forward, compress_pool_backward;
 op_fn compress_simt_forward, compress_simt_backward;
+op_fn compress_dense_sm90_forward, compress_dense_sm90_backward;
 op_fn compress_ref_forward, compress_ref_backward;
 
 const compress_impl compress_impls[] = {
     {"dense", is_dense, compress_dense_forward, compress_dense_backward},
     {"pool", is_pool, compress_pool_forward, compress_pool_backward},
 #ifdef NSA_CUDA
+    {"dense_sm90", compress_dense_sm90_supports, compress_dense_sm90_forward, compress_dense_sm90_backward},
     {"simt", on_cuda, compress_simt_forward, compress_simt_backward},
 #endif
     {"ref", on_cpu, compress_ref_forward, compress_ref_backward},

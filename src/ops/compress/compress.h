@@ -13,6 +13,7 @@
  *     compress_dense.c  linear and mlp: matrix products over tiles of blocks, no copy of overlapping blocks
  *     compress_pool.c   mean and both gated kinds: weighted sums of a block's rows
  *     compress_simt.c   all five on CUDA, with compress_{mean,dense,pool}_simt.cu
+ *     compress_dense_sm90.c   linear and mlp on Hopper's tensor cores, with compress_{dense,product}_sm90.cu
  */
 #ifndef NSA_OPS_COMPRESS_H
 #define NSA_OPS_COMPRESS_H

@@ -2,6 +2,7 @@
 #include "cuda/device.h"
 #include "cuda/simt_args.h"
 #include "ops/compress/compress.h"
+#include "ops/compress/compress_simt_args.h"
 
 static bool is_mean(const compress_problem *p)
 {
@@ -13,7 +14,7 @@ static bool is_dense(const compress_problem *p)
     return p->phi.kind == NSA_PHI_LINEAR || p->phi.kind == NSA_PHI_MLP;
 }
 
-static compress_simt_args args_of(const compress_problem *p, arena *ws)
+compress_simt_args compress_simt_args_of(const compress_problem *p)
 {
     compress_simt_args a = {
         .cfg = simt_config_of(p->cfg),
@@ -34,6 +35,12 @@ static compress_simt_args args_of(const compress_problem *p, arena *ws)
     };
     a.whole = simt_whole_chunks(&a.x, a.d) && simt_whole_chunks(&a.y, a.d) && simt_whole_chunks(&a.dy, a.d) &&
               simt_whole_chunks(&a.dx, a.d);
+    return a;
+}
+
+static compress_simt_args take_tables(const compress_problem *p, arena *ws)
+{
+    compress_simt_args a = compress_simt_args_of(p);
     if (!is_mean(p)) {
         a.rows = arena_take(ws, a.n_rows, sizeof *a.rows);
         a.tokens = arena_take(ws, a.seqs.total_k, sizeof *a.tokens);
@@ -99,7 +106,7 @@ static void run(const compress_simt_args *a, kernels_fn *kernels, arena *ws)
 
 void compress_simt_forward(const void *problem, arena *ws)
 {
-    compress_simt_args a = args_of(problem, ws);
+    compress_simt_args a = take_tables(problem, ws);
     take_forward(problem, &a, ws);
     run(&a,
         is_mean(problem)    ? launch_compress_mean
@@ -110,7 +117,7 @@ void compress_simt_forward(const void *problem, arena *ws)
 
 void compress_simt_backward(const void *problem, arena *ws)
 {
-    compress_simt_args a = args_of(problem, ws);
+    compress_simt_args a = take_tables(problem, ws);
     take_backward(problem, &a, ws);
     run(&a,
         is_mean(problem)    ? launch_compress_mean_backward
