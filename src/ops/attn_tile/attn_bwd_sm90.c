@@ -27,7 +27,7 @@ static map_rows rows_of_keys(const attn_problem *p, int32_t d)
 
 static bool has_kernel(int32_t d_qk, int32_t d_v)
 {
-    return d_qk == d_v && (d_qk == 64 || d_qk == 128);
+    return (d_qk == d_v && (d_qk == 64 || d_qk == 128)) || (d_qk == 192 && d_v == 128);
 }
 
 static bool supports(const attn_problem *p)
@@ -139,7 +139,7 @@ void attn_sm90_backward(const void *problem, arena *ws)
     if (error == cudaSuccess)
         error = launch_attn_bwd_rows(&x, ws->stream);
     if (error == cudaSuccess)
-        error = launch_attn_bwd_walks(&x, &maps, ws->stream);
+        error = (p->cfg->d_qk > 128 ? launch_attn_bwd_wide_walks : launch_attn_bwd_walks)(&x, &maps, ws->stream);
     if (error == cudaSuccess)
         error = launch_attn_bwd_results(&x, ws->stream);
     cuda_launched(ws, "backward of attention", error);

@@ -46,6 +46,7 @@ typedef struct attn_bwd_maps {
 /* In this order. */
 NSA_LAUNCH launch_attn_bwd_rows(const attn_bwd_sm90 *p, nsa_stream stream);
 NSA_LAUNCH launch_attn_bwd_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream);
+NSA_LAUNCH launch_attn_bwd_wide_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream);
 NSA_LAUNCH launch_attn_bwd_results(const attn_bwd_sm90 *p, nsa_stream stream);
 
 #endif
