@@ -60,26 +60,10 @@
  */
 #include "ops/attn_tile/attn_bwd_walk_sm90.cuh"
 
-enum { BUFFERS = 2 /* of ds and dq */ };
+enum { KEYS = 128, STAGES = 2, BUFFERS = 2 /* of ds and dq */ };
+template <int D> using tiles_of = tiles<D, D, KEYS, STAGES, BUFFERS>;
 
 /* ---- Products */
-
-/* dp becomes ds. */
-template <bool MASKED>
-static __device__ void differences(float (&dp)[ROWS / 2], const float (&p)[ROWS / 2], const bwd_stats &stats,
-                                   float scale)
-{
-#pragma unroll
-    for (int i = 0; i < ROWS / 8; i++) {
-        const float2 delta = *(const float2 *)&stats.delta[8 * i + 2 * (lane_index() % 4)];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const float prob = p[4 * i + j];
-            const float ds = prob * fmaf(dp[4 * i + j], scale, j % 2 == 0 ? -delta.x : -delta.y);
-            dp[4 * i + j] = MASKED && prob == 0.0F ? 0.0F : ds;
-        }
-    }
-}
 
 /* dq[64 rows][N channels] = ds^T k over N_KEYS keys, from a channel of k on */
 template <int N, int N_KEYS>
@@ -93,17 +77,17 @@ static __device__ void multiply_dq(float (&dq)[N / 2], const bf16 *ds, const bf1
 }
 
 /* A step of which both warpgroups see some rows. */
-template <int D_QK, int D_V>
-static __device__ void whole_step(const attn_bwd_sm90 &p, tiles<D_QK, D_V, BUFFERS> &x, consumer<D_QK, D_V> &c,
-                                  int32_t i, int32_t t)
+template <typename TILES>
+static __device__ void whole_step(const attn_bwd_sm90 &p, TILES &x, consumer<TILES> &c, int32_t i, int32_t t)
 {
+    enum { D_QK = TILES::D_QK, D_V = TILES::D_V };
     const int st = i % STAGES;
     const stage<D_QK, D_V> &in = x.in[st];
     const bool masked = t < x.all.from || t + p.tokens > x.all.past || !x.stats[st].plain;
     float s[ROWS / 2], dp[ROWS / 2], dq[D_QK / 4];
     wgmma_fence();
-    multiply<D_QK>(s, x.k[0][64 * c.wg], in.q[0][0]);
-    multiply<D_V>(dp, x.v[0][64 * c.wg], in.d_o[0][0]);
+    multiply<D_QK, KEYS>(s, x.k[0][64 * c.wg], in.q[0][0]);
+    multiply<D_V, KEYS>(dp, x.v[0][64 * c.wg], in.d_o[0][0]);
     wgmma_wait<1>();
     pin(s);
     if (masked) {
@@ -140,10 +124,10 @@ static __device__ void whole_step(const attn_bwd_sm90 &p, tiles<D_QK, D_V, BUFFE
 }
 
 /* A step that sees keys of one warpgroup only, `seen`: at the edges of masks. */
-template <int D_QK, int D_V>
-static __device__ void half_step(const attn_bwd_sm90 &p, tiles<D_QK, D_V, BUFFERS> &x, consumer<D_QK, D_V> &c,
-                                 int32_t i, int32_t t, int seen)
+template <typename TILES>
+static __device__ void half_step(const attn_bwd_sm90 &p, TILES &x, consumer<TILES> &c, int32_t i, int32_t t, int seen)
 {
+    enum { D_QK = TILES::D_QK, D_V = TILES::D_V };
     const int st = i % STAGES;
     const stage<D_QK, D_V> &in = x.in[st];
     const bool unclean = !x.stats[st].plain;
@@ -151,8 +135,8 @@ static __device__ void half_step(const attn_bwd_sm90 &p, tiles<D_QK, D_V, BUFFER
     if (c.wg == seen) {
         float s[ROWS / 2], dp[ROWS / 2];
         wgmma_fence();
-        multiply<D_QK>(s, x.k[0][64 * c.wg], in.q[0][0]);
-        multiply<D_V>(dp, x.v[0][64 * c.wg], in.d_o[0][0]);
+        multiply<D_QK, KEYS>(s, x.k[0][64 * c.wg], in.q[0][0]);
+        multiply<D_V, KEYS>(dp, x.v[0][64 * c.wg], in.d_o[0][0]);
         wgmma_wait<0>();
         pin(s), pin(dp);
         if (bar_or(OR_BAR, CONSUMERS, unclean || any_not_finite(s)))
@@ -181,10 +165,10 @@ static __device__ void half_step(const attn_bwd_sm90 &p, tiles<D_QK, D_V, BUFFER
     send_dq(x, dq, i, c.wg);
 }
 
-template <int D_QK, int D_V> static __device__ void multiply_tiles(const attn_bwd_sm90 &p, tiles<D_QK, D_V, BUFFERS> &x)
+template <typename TILES> static __device__ void multiply_tiles(const attn_bwd_sm90 &p, TILES &x)
 {
     const key_walk &w = x.walk;
-    consumer<D_QK, D_V> c;
+    consumer<TILES> c;
     begin(p, w, c);
     mbar_wait(&x.kv_full, 0);
     clean_keys(p, x);
@@ -203,12 +187,12 @@ template <int D_QK, int D_V> static __device__ void multiply_tiles(const attn_bw
     end(p, w, c);
 }
 
-template <int D_QK, int D_V>
+template <typename TILES>
 static __global__ __launch_bounds__(THREADS, 1) void walk_kernel(const __grid_constant__ attn_bwd_sm90 p,
                                                                  const __grid_constant__ attn_bwd_maps maps)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
-    tiles<D_QK, D_V, BUFFERS> &x = *(tiles<D_QK, D_V, BUFFERS> *)shared;
+    TILES &x = *(TILES *)shared;
     if (threadIdx.x == 0)
         find_walk(p, x);
     __syncthreads();
@@ -224,13 +208,13 @@ static __global__ __launch_bounds__(THREADS, 1) void walk_kernel(const __grid_co
 
 /* ---- Launches: all instantiations */
 
-template <int D_QK, int D_V>
+template <typename TILES>
 static cudaError_t launch(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, cudaStream_t stream)
 {
-    return launch_walks(walk_kernel<D_QK, D_V>, sizeof(tiles<D_QK, D_V, BUFFERS>), p, maps, stream);
+    return launch_walks(walk_kernel<TILES>, sizeof(TILES), p, maps, stream);
 }
 
 int launch_attn_bwd_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream)
 {
-    return p->a.cfg.c.d_qk == 64 ? launch<64, 64>(p, maps, stream) : launch<128, 128>(p, maps, stream);
+    return p->a.cfg.c.d_qk == 64 ? launch<tiles_of<64>>(p, maps, stream) : launch<tiles_of<128>>(p, maps, stream);
 }

@@ -9,7 +9,6 @@
 
 enum {
     THREADS = CONSUMERS + WARPGROUP,
-    STAGES = 2,
     TILE_BAR = 1, /* barriers of the consumers */
     DS_BAR = 2,
     OR_BAR = 3
@@ -26,7 +25,9 @@ template <int D_QK, int D_V> struct stage {
     bf16 q[D_QK / 64][ROWS][64], d_o[D_V / 64][ROWS][64];
 };
 
-template <int D_QK, int D_V, int BUFFERS> struct tiles {
+/* Of a block; KEYS are p.keys. */
+template <int D_QK_, int D_V_, int KEYS_, int STAGES_, int BUFFERS_> struct tiles {
+    enum { D_QK = D_QK_, D_V = D_V_, KEYS = KEYS_, STAGES = STAGES_, BUFFERS = BUFFERS_ };
     bf16 k[D_QK / 64][KEYS][64], v[D_V / 64][KEYS][64];
     stage<D_QK, D_V> in[STAGES];
     bf16 ds[BUFFERS][KEYS][64];             /* by turns; [key][row] */
@@ -65,9 +66,9 @@ static __device__ int32_t seq_in(const nsa_tensor &t, int32_t s)
     return t.stride_seq == 0 ? 0 : s;
 }
 
-template <int D_QK, int D_V, int BUFFERS>
-static __device__ void load_tiles(const attn_bwd_sm90 &p, const attn_bwd_maps &maps, tiles<D_QK, D_V, BUFFERS> &x)
+template <typename TILES> static __device__ void load_tiles(const attn_bwd_sm90 &p, const attn_bwd_maps &maps, TILES &x)
 {
+    enum { D_QK = TILES::D_QK, D_V = TILES::D_V, KEYS = TILES::KEYS, STAGES = TILES::STAGES };
     const key_walk &w = x.walk;
     const attn_simt &a = p.a;
     mbar_arrive_expect(&x.kv_full, sizeof x.k + sizeof x.v);
@@ -128,10 +129,10 @@ static __device__ void add_boxes(const attn_bwd_sm90 &p, const attn_bwd_maps &ma
 }
 
 /* What this block adds to dq, every BUFFERS-th step from `buffer` on: each row tile in its turn. */
-template <int D_QK, int D_V, int BUFFERS>
-static __device__ void add_dq(const attn_bwd_sm90 &p, const attn_bwd_maps &maps, tiles<D_QK, D_V, BUFFERS> &x,
-                              int buffer)
+template <typename TILES>
+static __device__ void add_dq(const attn_bwd_sm90 &p, const attn_bwd_maps &maps, TILES &x, int buffer)
 {
+    enum { BUFFERS = TILES::BUFFERS };
     const key_walk &w = x.walk;
     step at = first_step(p, w);
     for (int32_t i = 0, n = n_steps(p, w); i < n; i++, next_step(p, w, &at)) {
@@ -143,7 +144,7 @@ static __device__ void add_dq(const attn_bwd_sm90 &p, const attn_bwd_maps &maps,
         if (mine > 0)
             wait_turn(turn, (uint32_t)mine);
         mbar_wait(&x.dq_full[buffer], i / BUFFERS & 1);
-        add_boxes<D_QK>(p, maps, w, x.dq[buffer][0][0], at, mine == 0 && !p.add_dq);
+        add_boxes<TILES::D_QK>(p, maps, w, x.dq[buffer][0][0], at, mine == 0 && !p.add_dq);
         stores_commit();
         stores_wait_read();
         mbar_arrive(&x.dq_empty[buffer]);
@@ -177,9 +178,9 @@ static __device__ int32_t from_of(const attn_simt &a, int64_t key)
 }
 
 /* Positions that see keys of each warpgroup; those that see all of the tile and have a row. */
-template <int D_QK, int D_V, int BUFFERS>
-static __device__ void find_seers(const attn_bwd_sm90 &p, tiles<D_QK, D_V, BUFFERS> &x)
+template <typename TILES> static __device__ void find_seers(const attn_bwd_sm90 &p, TILES &x)
 {
+    enum { KEYS = TILES::KEYS };
     const key_walk &w = x.walk;
     for (int i = 0; i < 2; i++) {
         const int32_t key = w.first + 64 * i;
@@ -192,21 +193,23 @@ static __device__ void find_seers(const attn_bwd_sm90 &p, tiles<D_QK, D_V, BUFFE
 
 /* Once: rows of k and v that are not finite or not the sequence's become zeros, and rows of q and d_o that no box
  * fills. */
-template <int D_QK, int D_V, int BUFFERS>
-static __device__ void clean_keys(const attn_bwd_sm90 &p, tiles<D_QK, D_V, BUFFERS> &x)
+template <typename TILES> static __device__ void clean_keys(const attn_bwd_sm90 &p, TILES &x)
 {
-    const int key = (int)threadIdx.x / 2, half = (int)threadIdx.x % 2;
+    enum { D_QK = TILES::D_QK, D_V = TILES::D_V, KEYS = TILES::KEYS, PARTS = CONSUMERS / KEYS };
+    const int key = (int)threadIdx.x / PARTS, part = (int)threadIdx.x % PARTS;
     uint4 *const boxes[] = {(uint4 *)x.k, (uint4 *)x.v};
     const int n[] = {D_QK / 64, D_V / 64};
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const int bad = row_not_finite(boxes[i], n[i], KEYS, key, half, 2);
-        const bool bad_other = __shfl_xor_sync(~0U, bad, 1) != 0;
-        if (bad || bad_other || x.walk.first + key >= x.walk.n_keys)
-            clear_row(boxes[i], n[i], KEYS, key, half, 2);
+        int bad = row_not_finite(boxes[i], n[i], KEYS, key, part, PARTS);
+#pragma unroll
+        for (int other = 1; other < PARTS; other *= 2)
+            bad |= __shfl_xor_sync(~0U, bad, other);
+        if (bad || x.walk.first + key >= x.walk.n_keys)
+            clear_row(boxes[i], n[i], KEYS, key, part, PARTS);
     }
     for (int row = p.tokens * p.heads + threadIdx.x / WARP; row < ROWS; row += CONSUMERS / WARP)
-        for (int st = 0; st < STAGES; st++)
+        for (int st = 0; st < TILES::STAGES; st++)
             clear_row((uint4 *)&x.in[st], (D_QK + D_V) / 64, ROWS, row, lane_index(), WARP);
     for (int r = threadIdx.x; r < ROWS; r += CONSUMERS)
         x.token[r] = r / p.heads;
@@ -228,22 +231,23 @@ template <int N> static __device__ bool any_not_finite(const float (&s)[N])
 
 /* The same as clean_keys for a step's rows, of which n are there: those that are not finite give NaN where they see
  * keys. */
-template <int D_QK, int D_V, int BUFFERS> static __device__ void clean_rows(tiles<D_QK, D_V, BUFFERS> &x, int st, int n)
+template <typename TILES> static __device__ void clean_rows(TILES &x, int st, int n)
 {
+    enum { BOXES = (TILES::D_QK + TILES::D_V) / 64 };
     const int row = (int)threadIdx.x / 4, quarter = (int)threadIdx.x % 4;
-    int bad = row_not_finite((uint4 *)&x.in[st], (D_QK + D_V) / 64, ROWS, row, quarter, 4);
+    int bad = row_not_finite((uint4 *)&x.in[st], BOXES, ROWS, row, quarter, 4);
     bad |= __shfl_xor_sync(~0U, bad, 1);
     bad |= __shfl_xor_sync(~0U, bad, 2);
     if (bad || row >= n)
-        clear_row((uint4 *)&x.in[st], (D_QK + D_V) / 64, ROWS, row, quarter, 4);
+        clear_row((uint4 *)&x.in[st], BOXES, ROWS, row, quarter, 4);
     if (bad && row < n)
         x.stats[st].lse[row] = NAN;
     fence_async();
     bar_sync(TILE_BAR, CONSUMERS);
 }
 
-/* s[64 keys][ROWS] = keys . rows */
-template <int D> static __device__ void multiply(float (&s)[ROWS / 2], const bf16 *keys, const bf16 *rows)
+/* s[64 keys][ROWS] = keys . rows, of boxes of KEYS keys */
+template <int D, int KEYS> static __device__ void multiply(float (&s)[ROWS / 2], const bf16 *keys, const bf16 *rows)
 {
 #pragma unroll
     for (int c = 0; c < D; c += 16)
@@ -261,14 +265,14 @@ template <int D> static __device__ void accumulate(float (&acc)[D / 2], const ui
     wgmma_commit();
 }
 
-/* s becomes gate p. Rows lie along the columns of s; a thread has two keys. */
-template <bool MASKED>
-static __device__ void probabilities(float (&s)[ROWS / 2], const bwd_stats &stats, float scale, const int32_t *token,
-                                     int32_t t, const seers (&see)[2])
+/* s becomes gate p. Rows lie along the columns of s, from a first one on; a thread has two keys. */
+template <bool MASKED, int N>
+static __device__ void probabilities(float (&s)[N], const bwd_stats &stats, float scale, const int32_t *token,
+                                     int32_t t, const seers (&see)[2], int first = 0)
 {
 #pragma unroll
-    for (int i = 0; i < ROWS / 8; i++) {
-        const int row = 8 * i + 2 * (lane_index() % 4);
+    for (int i = 0; i < N / 4; i++) {
+        const int row = first + 8 * i + 2 * (lane_index() % 4);
         const float2 lse = *(const float2 *)&stats.lse[row];
         const float2 sign = MASKED ? *(const float2 *)&stats.sign[row] : make_float2(1.0F, 1.0F);
         const int2 at = MASKED ? *(const int2 *)&token[row] : make_int2(0, 0);
@@ -285,6 +289,23 @@ static __device__ void probabilities(float (&s)[ROWS / 2], const bwd_stats &stat
     }
 }
 
+/* dp becomes ds. */
+template <bool MASKED, int N>
+static __device__ void differences(float (&dp)[N], const float (&p)[N], const bwd_stats &stats, float scale,
+                                   int first = 0)
+{
+#pragma unroll
+    for (int i = 0; i < N / 4; i++) {
+        const float2 delta = *(const float2 *)&stats.delta[first + 8 * i + 2 * (lane_index() % 4)];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float prob = p[4 * i + j];
+            const float ds = prob * fmaf(dp[4 * i + j], scale, j % 2 == 0 ? -delta.x : -delta.y);
+            dp[4 * i + j] = MASKED && prob == 0.0F ? 0.0F : ds;
+        }
+    }
+}
+
 template <int N> static __device__ void pack(uint32_t (&to)[N / 2], const float (&from)[N])
 {
 #pragma unroll
@@ -293,14 +314,14 @@ template <int N> static __device__ void pack(uint32_t (&to)[N / 2], const float 
     pin(to);
 }
 
-/* To shared memory as [key][row], from `key` on. */
-static __device__ void store_ds(bf16 (*box)[64], const uint32_t (&ds)[ROWS / 4], int key)
+/* To shared memory as [key][row], from `key` and a first row on. */
+template <int N> static __device__ void store_ds(bf16 (*box)[64], const uint32_t (&ds)[N], int key, int first = 0)
 {
     const int lane = lane_index();
     const uint32_t at = shared_address(box) + in_box(key + lane / 8 % 2 * 8 + lane % 8, lane / 16 * 8);
 #pragma unroll
-    for (int i = 0; i < ROWS / 16; i++)
-        store_matrices(at ^ i * 32, ds + 4 * i);
+    for (int i = 0; i < N / 4; i++)
+        store_matrices(at ^ (first / 16 + i) * 32, ds + 4 * i);
 }
 
 /* From that channel on, into boxes of 32. Half a warp stores four rows at a time: that these meet in no bank, odd rows
@@ -335,13 +356,14 @@ template <int N> static __device__ void add_sums(float4 *sums, const float (&acc
 }
 
 /* A step's dq to those that add it. */
-template <int D_QK, int D_V, int BUFFERS>
-static __device__ void send_dq(tiles<D_QK, D_V, BUFFERS> &x, const float (&dq)[D_QK / 4], int32_t i, int wg)
+template <typename TILES>
+static __device__ void send_dq(TILES &x, const float (&dq)[TILES::D_QK / 4], int32_t i, int wg)
 {
+    enum { N = TILES::D_QK / 2, BUFFERS = TILES::BUFFERS };
     const int buffer = i % BUFFERS;
     if (i >= BUFFERS)
         mbar_wait(&x.dq_empty[buffer], i / BUFFERS - 1 & 1);
-    store_dq<D_QK / 2>(x.dq[buffer], dq, wg * D_QK / 2);
+    store_dq<N>(x.dq[buffer], dq, wg * N);
     fence_async();
     __syncwarp();
     if (lane_index() == 0)
@@ -354,19 +376,18 @@ static __device__ bool sees(const seers &x, int32_t t, int32_t n)
 }
 
 /* What a consumer keeps during a walk. */
-template <int D_QK, int D_V> struct consumer {
-    float dk[D_QK / 2], dv[D_V / 2];
+template <typename TILES> struct consumer {
+    float dk[TILES::KEYS * TILES::D_QK / CONSUMERS], dv[TILES::KEYS * TILES::D_V / CONSUMERS];
     seers see[2]; /* the thread's two keys */
     float scale;
     int wg, key; /* key: the warp's first */
 };
 
 /* Nothing yet. */
-template <int D_QK, int D_V>
-static __device__ void begin(const attn_bwd_sm90 &p, const key_walk &w, consumer<D_QK, D_V> &c)
+template <typename TILES> static __device__ void begin(const attn_bwd_sm90 &p, const key_walk &w, consumer<TILES> &c)
 {
     c.wg = __shfl_sync(~0U, (int)threadIdx.x / WARPGROUP, 0);
-    c.key = 64 * c.wg + 16 * ((int)threadIdx.x / WARP % 4);
+    c.key = (TILES::KEYS > 64 ? 64 * c.wg : 0) + 16 * ((int)threadIdx.x / WARP % 4);
     c.scale = p.a.cfg.scale;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -381,15 +402,15 @@ static __device__ void begin(const attn_bwd_sm90 &p, const key_walk &w, consumer
 }
 
 /* dk and dv to where the pieces of a walk meet, in turns. */
-template <int D_QK, int D_V>
-static __device__ void end(const attn_bwd_sm90 &p, const key_walk &w, const consumer<D_QK, D_V> &c)
+template <typename TILES>
+static __device__ void end(const attn_bwd_sm90 &p, const key_walk &w, const consumer<TILES> &c)
 {
-    float4 *sums = sums_of(p, w);
+    float4 *sums = sums_of<TILES::KEYS>(p, w);
     uint32_t *turn = p.k_turn + (int64_t)w.tile * p.a.cfg.c.n_heads_kv + w.head;
     if (w.turn > 0)
         wait_turn(turn, (uint32_t)w.turn);
     add_sums(sums, c.dk, w.turn == 0);
-    add_sums(sums + D_QK / 8 * CONSUMERS, c.dv, w.turn == 0);
+    add_sums(sums + TILES::KEYS * TILES::D_QK / 4, c.dv, w.turn == 0);
     bar_sync(TILE_BAR, CONSUMERS);
     if (threadIdx.x == 0)
         end_turn(turn);
@@ -398,32 +419,30 @@ static __device__ void end(const attn_bwd_sm90 &p, const key_walk &w, const cons
 /* ---- Walks */
 
 /* By one thread, before all others. */
-template <int D_QK, int D_V, int BUFFERS>
-static __device__ void find_walk(const attn_bwd_sm90 &p, tiles<D_QK, D_V, BUFFERS> &x)
+template <typename TILES> static __device__ void find_walk(const attn_bwd_sm90 &p, TILES &x)
 {
     mbar_init(&x.kv_full, 1);
-    for (int i = 0; i < STAGES; i++) {
+    for (int i = 0; i < TILES::STAGES; i++) {
         mbar_init(&x.full[i], 1);
         mbar_init(&x.empty[i], CONSUMERS / WARP);
     }
-    for (int i = 0; i < BUFFERS; i++) {
+    for (int i = 0; i < TILES::BUFFERS; i++) {
         mbar_init(&x.dq_full[i], CONSUMERS / WARP);
         mbar_init(&x.dq_empty[i], 1);
     }
     fence_mbar_init();
-    x.found = find_piece(p, atomicAdd(p.ticket, 1U), &x.walk) && *p.unsound == 0;
+    x.found = find_piece<TILES::KEYS>(p, atomicAdd(p.ticket, 1U), &x.walk) && *p.unsound == 0;
 }
 
 /* By the warpgroup that does not multiply. */
-template <int D_QK, int D_V, int BUFFERS>
-static __device__ void copy_walk(const attn_bwd_sm90 &p, const attn_bwd_maps &maps, tiles<D_QK, D_V, BUFFERS> &x)
+template <typename TILES> static __device__ void copy_walk(const attn_bwd_sm90 &p, const attn_bwd_maps &maps, TILES &x)
 {
     registers_down<24>();
     const int warp = ((int)threadIdx.x - CONSUMERS) / WARP;
     if (lane_index() == 0) {
         if (warp == 0)
             load_tiles(p, maps, x);
-        else if (warp <= BUFFERS)
+        else if (warp <= TILES::BUFFERS)
             add_dq(p, maps, x, warp - 1);
     }
 }

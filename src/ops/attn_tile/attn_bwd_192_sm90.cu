@@ -3,22 +3,20 @@
  */
 #include "ops/attn_tile/attn_bwd_walk_sm90.cuh"
 
-enum { BUFFERS = 1 /* of ds and dq: shared memory is full */ };
+enum { D_QK = 192, D_V = 128, KEYS = 128, STAGES = 2, BUFFERS = 1 };
 
-template <int D_QK, int D_V> struct wide_tiles {
-    tiles<D_QK, D_V, BUFFERS> x;
-    uint64_t ds_empty; /* a warp has made its part of dq */
+struct tiles_192 : tiles<D_QK, D_V, KEYS, STAGES, BUFFERS> {
+    uint64_t ds_empty; /* warps have made their part of dq */
 };
 
 /* ---- Products */
 
 /* s of a step */
-template <int D_QK, int D_V>
-static __device__ void begin_step(float (&s)[ROWS / 2], tiles<D_QK, D_V, BUFFERS> &x, int32_t i, int wg)
+static __device__ void begin_step(float (&s)[ROWS / 2], tiles_192 &x, int32_t i, int wg)
 {
     mbar_wait(&x.full[i % STAGES], i / STAGES & 1);
     wgmma_fence();
-    multiply<D_QK>(s, x.k[0][64 * wg], x.in[i % STAGES].q[0][0]);
+    multiply<D_QK, KEYS>(s, x.k[0][64 * wg], x.in[i % STAGES].q[0][0]);
 }
 
 /* ds of which p is rounded, of what is dp. */
@@ -58,11 +56,10 @@ template <int N> static __device__ void multiply_dq(float (&dq)[N / 2], const bf
     wgmma_commit();
 }
 
-template <int D_QK, int D_V> static __device__ void multiply_tiles(const attn_bwd_sm90 &p, wide_tiles<D_QK, D_V> &tiles)
+static __device__ void multiply_tiles(const attn_bwd_sm90 &p, tiles_192 &x)
 {
-    auto &x = tiles.x;
     const key_walk &w = x.walk;
-    consumer<D_QK, D_V> c;
+    consumer<tiles_192> c;
     begin(p, w, c);
     mbar_wait(&x.kv_full, 0);
     clean_keys(p, x);
@@ -92,13 +89,13 @@ template <int D_QK, int D_V> static __device__ void multiply_tiles(const attn_bw
         float dp[ROWS / 2], dq[D_QK / 4];
         pack(prob, s);
         wgmma_fence();
-        multiply<D_V>(dp, x.v[0][64 * c.wg], d_o);
+        multiply<D_V, KEYS>(dp, x.v[0][64 * c.wg], d_o);
         accumulate<D_V>(c.dv, prob, d_o);
         wgmma_wait<1>();
         pin(dp);
         differences(ds, dp, prob, x.stats[st], c.scale);
         if (i > 0)
-            mbar_wait(&tiles.ds_empty, i - 1 & 1);
+            mbar_wait(&x.ds_empty, i - 1 & 1);
         store_ds(x.ds[0], ds, c.key);
         fence_async();
         bar_sync(DS_BAR, CONSUMERS);
@@ -110,7 +107,7 @@ template <int D_QK, int D_V> static __device__ void multiply_tiles(const attn_bw
         wgmma_wait<1>();
         pin(dq);
         if (lane_index() == 0)
-            mbar_arrive(&tiles.ds_empty);
+            mbar_arrive(&x.ds_empty);
         send_dq(x, dq, i, c.wg);
         if (i + 1 == n)
             break;
@@ -121,31 +118,30 @@ template <int D_QK, int D_V> static __device__ void multiply_tiles(const attn_bw
     end(p, w, c);
 }
 
-template <int D_QK, int D_V>
-static __global__ __launch_bounds__(THREADS, 1) void wide_kernel(const __grid_constant__ attn_bwd_sm90 p,
-                                                                 const __grid_constant__ attn_bwd_maps maps)
+static __global__ __launch_bounds__(THREADS, 1) void walk_192_kernel(const __grid_constant__ attn_bwd_sm90 p,
+                                                                     const __grid_constant__ attn_bwd_maps maps)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
-    wide_tiles<D_QK, D_V> &tiles = *(wide_tiles<D_QK, D_V> *)shared;
+    tiles_192 &x = *(tiles_192 *)shared;
     if (threadIdx.x == 0) {
-        mbar_init(&tiles.ds_empty, CONSUMERS / WARP);
-        find_walk(p, tiles.x);
+        mbar_init(&x.ds_empty, CONSUMERS / WARP);
+        find_walk(p, x);
     }
     __syncthreads();
-    if (!tiles.x.found)
+    if (!x.found)
         return;
     if (threadIdx.x < CONSUMERS) {
         registers_up<240>();
-        multiply_tiles(p, tiles);
+        multiply_tiles(p, x);
     } else {
         registers_down<24>();
-        copy_walk(p, maps, tiles.x);
+        copy_walk(p, maps, x);
     }
 }
 
 /* ---- Launches: all instantiations */
 
-int launch_attn_bwd_wide_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream)
+int launch_attn_bwd_192_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream)
 {
-    return launch_walks(wide_kernel<192, 128>, sizeof(wide_tiles<192, 128>), p, maps, stream);
+    return launch_walks(walk_192_kernel, sizeof(tiles_192), p, maps, stream);
 }
