@@ -1,5 +1,30 @@
 /*
- * TODO
+ * The walks of attn_bwd_sm90.cu for d_qk 192 and d_v 128. dk and dv of 128 keys take 160 of a thread's 240 registers,
+ * k, v and two stages of rows 160 of 227 KiB: there is no room for s, dp and p at once, nor for a second dq. So a step
+ * goes one thing after the other, and begins while the one before it ends:
+ *
+ *     sK sQ -> rS -> rP               under way since the step before: after its dk
+ *     sV sdO -> rdP    rP sdO -> rdV
+ *     rdP rP -> rdS -> sdS            of p rounded to bf16; DS_BAR: both halves of the keys are there
+ *     sdS sK -> rdQ -> sdQ -> gdQ     half of the channels by each warpgroup: k_box
+ *     sdS sQ -> rdK                   dS from shared memory, for its registers
+ *
+ *     ds_empty     a lane of each consumer warp: it has made its part of dq
+ *
+ * Both warpgroups multiply in every step, with p = 0 where nothing is seen.
+ *
+ * Cost: 2 (3 192 + 2 128) = 1664 operations for each pair of row and key. A step is 6.8 M multiply-adds, 3330 cycles of
+ * an SM's tensor cores, and moves 490 KB through shared memory (3810 cycles); through L2 it brings 40 KB and adds 48 KB
+ * to dq.
+ *
+ * Measured on an H200, 2026-11-28, medians of all launches of the backward, 64/4 heads, ms; TFLOP/s:
+ *
+ *     cmp, 64k    30.5  469     win 512, 64k    9.4-9.7     dense, 8k    7.8  457
+ *
+ * The additions to dq bind (attn_bwd_walk_sm90.cuh): with half of them left out 25.3 and 6.1 ms, with all 25.8 and 6.0.
+ *
+ * Tried: the step of d 128, with p and dS in registers 16 rows at a time, spills 700 bytes, and ptxas makes wgmma wait
+ * for each other (C7512).
  */
 #include "ops/attn_tile/attn_bwd_walk_sm90.cuh"
 
@@ -11,7 +36,7 @@ struct tiles_192 : tiles<D_QK, D_V, KEYS, STAGES, BUFFERS> {
 
 /* ---- Products */
 
-/* s of a step */
+/* s of step i, under way. */
 static __device__ void begin_step(float (&s)[ROWS / 2], tiles_192 &x, int32_t i, int wg)
 {
     mbar_wait(&x.full[i % STAGES], i / STAGES & 1);
@@ -19,8 +44,8 @@ static __device__ void begin_step(float (&s)[ROWS / 2], tiles_192 &x, int32_t i,
     multiply<D_QK, KEYS>(s, x.k[0][64 * wg], x.in[i % STAGES].q[0][0]);
 }
 
-/* ds of which p is rounded, of what is dp. */
-static __device__ void differences(uint32_t (&ds)[ROWS / 4], float (&dp)[ROWS / 2], const uint32_t (&p)[ROWS / 4],
+/* ds of rounded p and dp. */
+static __device__ void differences(uint32_t (&ds)[ROWS / 4], const float (&dp)[ROWS / 2], const uint32_t (&p)[ROWS / 4],
                                    const bwd_stats &stats, float scale)
 {
 #pragma unroll
@@ -72,7 +97,7 @@ static __device__ void multiply_tiles(const attn_bwd_sm90 &p, tiles_192 &x)
         const int32_t t = at.tile * p.tokens + w.shift;
         const bool masked = t < x.all.from || t + p.tokens > x.all.past || !x.stats[st].plain;
         const bf16 *q = x.in[st].q[0][0], *d_o = x.in[st].d_o[0][0];
-        wgmma_wait<1>();
+        wgmma_wait<1>(); /* dk of the step before */
         pin(c.dk);
         if (i > 0 && lane_index() == 0)
             mbar_arrive(&x.empty[(i - 1) % STAGES]);
@@ -138,8 +163,6 @@ static __global__ __launch_bounds__(THREADS, 1) void walk_192_kernel(const __gri
         copy_walk(p, maps, x);
     }
 }
-
-/* ---- Launches: all instantiations */
 
 int launch_attn_bwd_192_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream)
 {
