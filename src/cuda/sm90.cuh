@@ -345,12 +345,14 @@ template <int N> __device__ inline void pin(uint32_t (&a)[N])
 #define NSA_N8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define NSA_N16 NSA_N8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define NSA_N32 NSA_N16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NSA_N48 NSA_N32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define NSA_N64                                                                                                        \
     NSA_N32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "   \
             "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define NSA_N88                                                                                                        \
     NSA_N64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "   \
             "%84, %85, %86, %87"
+#define NSA_N96 NSA_N88 ", %88, %89, %90, %91, %92, %93, %94, %95"
 #define NSA_N128                                                                                                       \
     NSA_N64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "   \
             "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
@@ -360,8 +362,10 @@ template <int N> __device__ inline void pin(uint32_t (&a)[N])
 #define NSA_D8(i) NSA_D4(i), NSA_D4(i + 4)
 #define NSA_D16(i) NSA_D8(i), NSA_D8(i + 8)
 #define NSA_D32(i) NSA_D16(i), NSA_D16(i + 16)
+#define NSA_D48(i) NSA_D32(i), NSA_D16(i + 32)
 #define NSA_D64(i) NSA_D32(i), NSA_D32(i + 32)
 #define NSA_D88(i) NSA_D64(i), NSA_D16(i + 64), NSA_D8(i + 80)
+#define NSA_D96(i) NSA_D64(i), NSA_D32(i + 64)
 #define NSA_D128(i) NSA_D64(i), NSA_D64(i + 64)
 
 #define NSA_WGMMA_SS(n, regs, a, b, add, ta, tb)                                                                       \
@@ -378,17 +382,22 @@ template <int N> __device__ inline void pin(uint32_t (&a)[N])
 template <int N, int A_ALONG_M = 0, int B_ALONG_N = 0>
 __device__ inline void wgmma(float (&d)[N / 2], uint64_t a_operand, uint64_t b_operand, int accumulate)
 {
-    static_assert(N == 16 || N == 32 || N == 64 || N == 128 || N == 176 || N == 256, "widths of wgmma that are in use");
+    static_assert(N == 16 || N == 32 || N == 64 || N == 96 || N == 128 || N == 176 || N == 192 || N == 256,
+                  "widths of wgmma that are in use");
     if constexpr (N == 16)
         NSA_WGMMA_SS("16", 8, "%8", "%9", "%10", "%11", "%12");
     if constexpr (N == 32)
         NSA_WGMMA_SS("32", 16, "%16", "%17", "%18", "%19", "%20");
     if constexpr (N == 64)
         NSA_WGMMA_SS("64", 32, "%32", "%33", "%34", "%35", "%36");
+    if constexpr (N == 96)
+        NSA_WGMMA_SS("96", 48, "%48", "%49", "%50", "%51", "%52");
     if constexpr (N == 128)
         NSA_WGMMA_SS("128", 64, "%64", "%65", "%66", "%67", "%68");
     if constexpr (N == 176)
         NSA_WGMMA_SS("176", 88, "%88", "%89", "%90", "%91", "%92");
+    if constexpr (N == 192)
+        NSA_WGMMA_SS("192", 96, "%96", "%97", "%98", "%99", "%100");
     if constexpr (N == 256)
         NSA_WGMMA_SS("256", 128, "%128", "%129", "%130", "%131", "%132");
 }
@@ -407,7 +416,7 @@ __device__ inline void wgmma(float (&d)[N / 2], uint64_t a_operand, uint64_t b_o
 template <int N, int B_ALONG_N = 0>
 __device__ inline void wgmma(float (&d)[N / 2], const uint32_t *a, uint64_t b_operand, int accumulate)
 {
-    static_assert(N == 16 || N == 32 || N == 64 || N == 128 || N == 256, "widths of wgmma that are in use");
+    static_assert(N == 16 || N == 32 || N == 64 || N == 128 || N == 192 || N == 256, "widths of wgmma that are in use");
     if constexpr (N == 16)
         NSA_WGMMA_RS("16", 8, "%8", "%9", "%10", "%11", "%12", "%13", "%14");
     if constexpr (N == 32)
@@ -416,6 +425,8 @@ __device__ inline void wgmma(float (&d)[N / 2], const uint32_t *a, uint64_t b_op
         NSA_WGMMA_RS("64", 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38");
     if constexpr (N == 128)
         NSA_WGMMA_RS("128", 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70");
+    if constexpr (N == 192)
+        NSA_WGMMA_RS("192", 96, "%96", "%97", "%98", "%99", "%100", "%101", "%102");
     if constexpr (N == 256)
         NSA_WGMMA_RS("256", 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134");
 }

@@ -56,6 +56,9 @@ static const scenario scenarios[] = {
     {1, 203, {9, 1, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
     {0, 19, {129, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_BHSD, LAYOUT_THD, false, 0.0}},
     {1, 203, {3, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+    {3, 150, {5, 1, 192, 128, NSA_BF16, LAYOUT_HTD, LAYOUT_BHSD, LAYOUT_THD, false, 0.0}},
+    {1, 150, {16, 1, 192, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, true, 0.0}},
+    {3, 150, {2, 1, 256, 256, NSA_BF16, LAYOUT_THD, LAYOUT_HTD, LAYOUT_THD, true, 0.0}},
 };
 enum { N_SCENARIOS = sizeof scenarios / sizeof *scenarios, TENSOR_CORES = 22 /* the first of those */ };
 
@@ -170,7 +173,7 @@ static void test_adds_to_gradients(void **state)
 {
     const attn_op *op = *state;
     rng r = rng_new();
-    const int chosen[] = {0, 1, 2, 3, 12, TENSOR_CORES + 1, TENSOR_CORES + 3};
+    const int chosen[] = {0, 1, 2, 3, 12, TENSOR_CORES + 1, TENSOR_CORES + 3, TENSOR_CORES + 5};
     for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++) {
         const scenario *sc = &scenarios[chosen[i]];
         attn_case c;
@@ -349,7 +352,8 @@ static void compare_with_clean(const attn_case *c, const scenario *sc, const nsa
 static void test_nan_outside_the_set(void **state)
 {
     rng r = rng_new();
-    const int chosen[] = {0, 1, 5, 9, 11, TENSOR_CORES, TENSOR_CORES + 2, TENSOR_CORES + 4, TENSOR_CORES + 5};
+    const int chosen[] = {
+        0, 1, 5, 9, 11, TENSOR_CORES, TENSOR_CORES + 2, TENSOR_CORES + 3, TENSOR_CORES + 4, TENSOR_CORES + 5};
     for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++) {
         const scenario *sc = &scenarios[chosen[i]];
         planted x;

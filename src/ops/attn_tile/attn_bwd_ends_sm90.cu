@@ -87,7 +87,7 @@ static __global__ __launch_bounds__(WARP *WARPS) void rows_kernel(const __grid_c
     keys_seen(a, (int32_t)t, (int32_t)(t + n - 1), &lo, &hi);
     if (threadIdx.x == 0) {
         const int div = a.branch == NSA_CMP ? c.cmp_stride : 1;
-        stats->first = (int32_t)first_tile(a.seqs.cu_k, s, a.seqs.total_k, div, KEYS) + lo / KEYS;
+        stats->first = (int32_t)first_tile(a.seqs.cu_k, s, a.seqs.total_k, div, p.keys) + lo / p.keys;
         stats->plain = plain;
     }
     if (hi == 0 && !p.add_dq)
@@ -102,21 +102,25 @@ static __device__ void put2(const nsa_tensor &t, int64_t at, float a, float b, b
     store(t, at + 1, add ? load(t, at + 1) + b : b);
 }
 
+/* A consumer thread has 64 keys of all channels, or, of a tile of 64 keys, those of half of the channels. */
+template <int KEYS>
 static __global__ __launch_bounds__(CONSUMERS) void keys_kernel(const __grid_constant__ attn_bwd_sm90 p)
 {
     const attn_simt &a = p.a;
-    const int32_t d_qk = a.cfg.c.d_qk, n_heads = a.cfg.c.n_heads_kv;
+    const int32_t d_qk = a.cfg.c.d_qk, d_v = a.cfg.c.d_v, n_heads = a.cfg.c.n_heads_kv;
     key_walk w;
-    if (!find_key_tile(p, blockIdx.x / n_heads, (int32_t)(blockIdx.x % n_heads), &w))
+    if (!find_key_tile<KEYS>(p, blockIdx.x / n_heads, (int32_t)(blockIdx.x % n_heads), &w))
         return;
-    const float4 *sums = sums_of(p, w);
-    const int row = (int)threadIdx.x / WARP * 16 + lane_index() / 4;
-    for (int i = 0; i < (d_qk + a.cfg.c.d_v) / 8; i++) {
+    const float4 *sums = sums_of<KEYS>(p, w);
+    const int wg = (int)threadIdx.x / WARPGROUP, n_halves = 2 * 64 / KEYS, half = wg % n_halves;
+    const int row = (wg - half) * 64 + (int)threadIdx.x / WARP % 4 * 16 + lane_index() / 4;
+    const int n_k = d_qk / n_halves, n_v = d_v / n_halves;
+    for (int i = 0; i < (n_k + n_v) / 8; i++) {
         const float4 sum = w.lo < w.hi ? sums[i * CONSUMERS] : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-        const bool is_k = i < d_qk / 8;
+        const bool is_k = i < n_k / 8;
         const nsa_tensor &to = is_k ? a.dk : a.dv;
         const bool add = is_k ? a.add_dk : a.add_dv;
-        const int channel = (is_k ? i : i - d_qk / 8) * 8 + 2 * (lane_index() % 4);
+        const int channel = (is_k ? half * n_k + i * 8 : half * n_v + i * 8 - n_k) + 2 * (lane_index() % 4);
         if (w.first + row < w.n_keys)
             put2(to, offset_of(to, w.s, w.k_start, w.first + row, w.head) + channel, sum.x, sum.y, add);
         if (w.first + row + 8 < w.n_keys)
@@ -153,7 +157,8 @@ int launch_attn_bwd_rows(const attn_bwd_sm90 *p, nsa_stream stream)
 
 int launch_attn_bwd_results(const attn_bwd_sm90 *p, nsa_stream stream)
 {
-    keys_kernel<<<(unsigned)p->k_tiles * p->a.cfg.c.n_heads_kv, CONSUMERS, 0, stream>>>(*p);
+    const auto kernel = p->keys == 64 ? keys_kernel<64> : keys_kernel<128>;
+    kernel<<<(unsigned)p->k_tiles * p->a.cfg.c.n_heads_kv, CONSUMERS, 0, stream>>>(*p);
     if (p->dq.data != p->a.dq.data)
         LAUNCH_WARPS(round_kernel, p->a.seqs.total_q * p->a.cfg.c.n_heads_q, stream, *p);
     return cudaGetLastError();

@@ -27,7 +27,7 @@ static map_rows rows_of_keys(const attn_problem *p, int32_t d)
 
 static bool has_kernel(int32_t d_qk, int32_t d_v)
 {
-    return d_qk == d_v && (d_qk == 64 || d_qk == 128);
+    return (d_qk == d_v && (d_qk == 64 || d_qk == 128 || d_qk == 256)) || (d_qk == 192 && d_v == 128);
 }
 
 static bool supports(const attn_problem *p)
@@ -64,13 +64,13 @@ static void divide(attn_bwd_sm90 *x, const attn_problem *p)
     const int64_t window = p->branch == NSA_WIN ? min_i64(p->cfg->win_size, max_k) : max_k;
     const int64_t longest = max_i64(1, div_up(p->seqs.max_q, x->tokens));
     if (window > max_k / 2) {
-        const int64_t work = x->q_tiles * n_heads * (rows_of_keys(p, 1).max / BWD_KEYS + 1) / 2;
+        const int64_t work = x->q_tiles * n_heads * (rows_of_keys(p, 1).max / x->keys + 1) / 2;
         const int64_t piece = max_i64(SHORTEST_PIECE, min_i64(work / 2 / SMS, LONGEST_PIECE));
         x->chunk = (int32_t)div_up(longest, div_up(longest, piece));
         x->period = x->chunk;
     } else {
         x->chunk = (int32_t)longest;
-        x->period = (int32_t)min_i64(longest, (window + BWD_KEYS + x->tokens - 3) / x->tokens + 1);
+        x->period = (int32_t)min_i64(longest, (window + x->keys + x->tokens - 3) / x->tokens + 1);
     }
     x->n_chunks = (int32_t)div_up(longest, x->chunk);
 }
@@ -79,11 +79,12 @@ static attn_bwd_sm90 take(const attn_problem *p, arena *ws)
 {
     const nsa_config *c = p->cfg;
     const map_rows keys = rows_of_keys(p, c->d_qk), queries = rows_of_queries(p, c->d_qk);
-    attn_bwd_sm90 x = {.a = attn_simt_of(p), .heads = heads_of_tile(config_group(c))};
+    attn_bwd_sm90 x = {
+        .a = attn_simt_of(p), .keys = c->d_qk == 256 ? 64 : 128, .heads = heads_of_tile(config_group(c))};
     x.tokens = BWD_ROWS / x.heads;
     x.parts = config_group(c) / x.heads;
     x.q_tiles = (int32_t)n_tiles(p->seqs.total_q, p->seqs.n, x.tokens);
-    x.k_tiles = (int32_t)n_tiles(keys.total, p->seqs.n, BWD_KEYS);
+    x.k_tiles = (int32_t)n_tiles(keys.total, p->seqs.n, x.keys);
     divide(&x, p);
     x.dq = p->dq;
     x.add_dq = p->add_dq;
@@ -95,7 +96,7 @@ static attn_bwd_sm90 take(const attn_problem *p, arena *ws)
     const int64_t n_rows = i64_mul(x.q_tiles, (int64_t)c->n_heads_kv * x.parts);
     x.stats = arena_take(ws, n_rows, sizeof *x.stats);
     const int64_t n_walks = i64_mul(x.k_tiles, c->n_heads_kv), n_words = n_rows + n_walks + 2;
-    x.sums = arena_take(ws, n_walks, BWD_KEYS * (size_t)(c->d_qk + c->d_v) * sizeof(float));
+    x.sums = arena_take(ws, n_walks, (size_t)x.keys * (size_t)(c->d_qk + c->d_v) * sizeof(float));
     x.turn = arena_take(ws, n_words, sizeof *x.turn);
     x.cleared = (size_t)n_words * sizeof *x.turn;
     if (x.turn != NULL) {
@@ -114,14 +115,23 @@ static int make_maps(attn_bwd_maps *m, const attn_problem *p, const attn_bwd_sm9
     if (error == cudaSuccess)
         error = tensor_map(&m->d_o, &p->d_o, &o, x->heads, x->tokens);
     if (error == cudaSuccess)
-        error = tensor_map(&m->k, &p->k.tensor, &k, 1, BWD_KEYS);
+        error = tensor_map(&m->k, &p->k.tensor, &k, 1, x->keys);
     if (error == cudaSuccess)
-        error = tensor_map(&m->v, &p->v.tensor, &v, 1, BWD_KEYS);
+        error = tensor_map(&m->v, &p->v.tensor, &v, 1, x->keys);
     if (error == cudaSuccess)
         error = tensor_map(&m->dq, &x->dq, &q, x->heads, x->tokens);
     if (error == cudaSuccess)
         error = tensor_map(&m->dq_token, &x->dq, &q, x->heads, 1);
     return error;
+}
+
+static int launch_walks(const attn_bwd_sm90 *x, const attn_bwd_maps *maps, nsa_stream stream)
+{
+    switch (x->a.cfg.c.d_qk) {
+    case 192: return launch_attn_bwd_192_walks(x, maps, stream);
+    case 256: return launch_attn_bwd_256_walks(x, maps, stream);
+    default: return launch_attn_bwd_walks(x, maps, stream);
+    }
 }
 
 void attn_sm90_backward(const void *problem, arena *ws)
@@ -139,7 +149,7 @@ void attn_sm90_backward(const void *problem, arena *ws)
     if (error == cudaSuccess)
         error = launch_attn_bwd_rows(&x, ws->stream);
     if (error == cudaSuccess)
-        error = launch_attn_bwd_walks(&x, &maps, ws->stream);
+        error = launch_walks(&x, &maps, ws->stream);
     if (error == cudaSuccess)
         error = launch_attn_bwd_results(&x, ws->stream);
     cuda_launched(ws, "backward of attention", error);

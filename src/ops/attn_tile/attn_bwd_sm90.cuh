@@ -7,7 +7,7 @@
 #include "cuda/sm90.cuh"
 #include "ops/attn_tile/attn_bwd_sm90.h"
 
-enum { KEYS = BWD_KEYS, ROWS = BWD_ROWS, CONSUMERS = 2 * WARPGROUP /* each has 64 of the keys */ };
+enum { ROWS = BWD_ROWS, CONSUMERS = 2 * WARPGROUP };
 
 /* The number of a sequence's first tile. */
 __device__ inline int64_t first_tile(const int32_t *cu, int32_t s, int64_t total, int div, int tile)
@@ -56,6 +56,8 @@ typedef struct key_walk {
     int32_t turn;                               /* of a piece of a walk: how many are before it */
 } key_walk;
 
+/* KEYS are p.keys, wherever they are told. */
+template <int KEYS>
 __device__ inline bool find_key_tile(const attn_bwd_sm90 &p, int64_t tile, int32_t head, key_walk *w)
 {
     const attn_simt &a = p.a;
@@ -87,10 +89,10 @@ __device__ inline bool find_key_tile(const attn_bwd_sm90 &p, int64_t tile, int32
 }
 
 /* The i-th piece of all walks, in the order in which blocks take them. A block waits for such only as come before. */
-__device__ inline bool find_piece(const attn_bwd_sm90 &p, int64_t i, key_walk *w)
+template <int KEYS> __device__ inline bool find_piece(const attn_bwd_sm90 &p, int64_t i, key_walk *w)
 {
     const int32_t n_heads = p.a.cfg.c.n_heads_kv;
-    if (!find_key_tile(p, i / n_heads % p.k_tiles, (int32_t)(i % n_heads), w))
+    if (!find_key_tile<KEYS>(p, i / n_heads % p.k_tiles, (int32_t)(i % n_heads), w))
         return false;
     const int32_t chunk = (int32_t)(p.n_chunks - 1 - i / n_heads / p.k_tiles);
     w->turn = (w->hi - 1) / p.chunk - chunk;
@@ -140,7 +142,7 @@ __device__ inline void keys_seen(const attn_simt &a, int32_t first_t, int32_t la
 }
 
 /* dk and dv of a key tile: where a consumer thread has its part, as wgmma leaves it, CONSUMERS apart. */
-__device__ inline float4 *sums_of(const attn_bwd_sm90 &p, const key_walk &w)
+template <int KEYS> __device__ inline float4 *sums_of(const attn_bwd_sm90 &p, const key_walk &w)
 {
     const int64_t i = (int64_t)w.tile * p.a.cfg.c.n_heads_kv + w.head;
     return (float4 *)p.sums + i * (KEYS / 4 * (p.a.cfg.c.d_qk + p.a.cfg.c.d_v)) + threadIdx.x;

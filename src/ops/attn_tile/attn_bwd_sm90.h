@@ -1,8 +1,8 @@
 /*
  * Backward of attention over an interval of keys, for Hopper: what attn_bwd_sm90.c and .cu know of each other.
  *
- * A key tile is BWD_KEYS keys of a kv head. A row tile is `tokens` tokens times `heads` query heads; `parts` of them
- * make up a group. Tiles never cross a sequence and are numbered as core/rows.h numbers them.
+ * A key tile is `keys` keys of a kv head: 128, of d 256 64. A row tile is `tokens` tokens times `heads` query heads;
+ * `parts` of them make up a group. Tiles never cross a sequence and are numbered as core/rows.h numbers them.
  */
 #ifndef NSA_OPS_ATTN_BWD_SM90_H
 #define NSA_OPS_ATTN_BWD_SM90_H
@@ -10,7 +10,7 @@
 #include "cuda/tensor_map_sm90.h"
 #include "ops/attn_tile/attn_simt.h"
 
-enum { BWD_KEYS = 128, BWD_ROWS = 64 };
+enum { BWD_ROWS = 64 };
 
 /* Of the rows of a tile. */
 typedef struct bwd_stats {
@@ -26,7 +26,7 @@ typedef struct attn_bwd_sm90 {
     nsa_tensor dq; /* float32 that sums are added to: a.dq itself, or packed in the workspace */
     bool add_dq;
 
-    int32_t heads, tokens, parts;
+    int32_t keys, heads, tokens, parts;
     int32_t q_tiles, k_tiles; /* at most */
     int32_t chunk, n_chunks;  /* row tiles of a walk's piece, and pieces of the longest walk */
     int32_t period;           /* walks are at the same row tile, modulo this, at the same time */
@@ -46,6 +46,8 @@ typedef struct attn_bwd_maps {
 /* In this order. */
 NSA_LAUNCH launch_attn_bwd_rows(const attn_bwd_sm90 *p, nsa_stream stream);
 NSA_LAUNCH launch_attn_bwd_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream);
+NSA_LAUNCH launch_attn_bwd_192_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream);
+NSA_LAUNCH launch_attn_bwd_256_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream);
 NSA_LAUNCH launch_attn_bwd_results(const attn_bwd_sm90 *p, nsa_stream stream);
 
 #endif
