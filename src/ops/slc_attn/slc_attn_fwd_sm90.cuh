@@ -27,6 +27,7 @@ enum {
     HEADS = 16,          /* rows of a warp */
     TOGETHER = 4,        /* warps of a warpgroup */
     MAKERS = 2,          /* warps that make lists */
+    BATCH = 4,           /* entries of slc_idx that a thread has on their way */
     AGAIN_WORDS = 128,   /* of 32 tiles of a block of threads */
     JOINT_COST = 2,      /* of a block to a warpgroup; to a warp alone */
     ALONE_COST = 1,
@@ -183,15 +184,26 @@ static __device__ void make_list(block_list *x, const slc_fwd_sm90 &p, const dea
     if (me == 0)
         x->counts = 0;
     bar_sync(MADE, n_threads);
-    for (int i = me; i < x->at.n * topk; i += n_threads) {
-        const int token = i / topk;
-        const int32_t *idx = (const int32_t *)p.slc_idx.data +
-                             offset_of(p.slc_idx, x->at.s, x->at.q.start, x->at.first + token, x->at.kv_head);
-        const int64_t block = idx[i % topk], b = block - x->begin;
-        if (b < 0 || b >= n_blocks || block * p.cfg.c.slc_block > x->at.t + token)
-            continue;
-        const uint32_t bit = ((uint32_t)b << d.log_bits) + (uint32_t)token;
-        atomicOr(&x->wanted[bit / 32], 1U << bit % 32);
+    const int n_entries = x->at.n * topk;
+    for (int first = me; first < n_entries; first += BATCH * n_threads) {
+        int32_t block[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            const int i = min(first + k * n_threads, n_entries - 1), token = i / topk;
+            block[k] =
+                ((const int32_t *)
+                     p.slc_idx.data)[offset_of(p.slc_idx, x->at.s, x->at.q.start, x->at.first + token, x->at.kv_head) +
+                                     i % topk];
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) { /* the last entry maybe more than once */
+            const int token = min(first + k * n_threads, n_entries - 1) / topk;
+            const int64_t b = (int64_t)block[k] - x->begin;
+            if (b < 0 || b >= n_blocks || (int64_t)block[k] * p.cfg.c.slc_block > x->at.t + token)
+                continue;
+            const uint32_t bit = ((uint32_t)b << d.log_bits) + (uint32_t)token;
+            atomicOr(&x->wanted[bit / 32], 1U << bit % 32);
+        }
     }
     bar_sync(MADE, n_threads);
     /* A thread takes some blocks that follow each other. */
