@@ -4,10 +4,10 @@
  *     s = scale q k^T    p = exp(s - max)    o = p v / sum p    lse = max + ln sum p    over the blocks of slc_idx[t]
  *
  * Grid    a block of threads for each SM, which takes tiles of consecutive tokens, kv head slowest: the K and V that
- * all SMs read at a time are those of one kv head and stay in L2. A tile reads each block that any of its tokens
- *         selected once: slc_attn_fwd_sm90.cuh.
+ *         all SMs read at a time are those of one kv head and stay in L2. A tile reads each block that any of its
+ *         tokens selected once: slc_attn_fwd_sm90.cuh.
  * Warp    16 rows: 16 heads of one token, or all heads of the `together` tokens of a small group. Three warpgroups of
- *         them multiply, two warps make lists, two bring keys and values.
+ *         them multiply (two at d 256), two warps make lists, one brings keys, one values.
  * Alone   a warp multiplies by mma.sync only the blocks that its tokens selected, with its own softmax.
  * Jointly where the warps of a warpgroup have enough blocks in common, the four multiply each block that any of them
  *         wants as one, by wgmma: p is 0 in warps that do not want it. Fragments are the same, and so are the bits of
@@ -21,21 +21,22 @@
  *
  * Masks   a row has `seen` of the KEYS keys: none if it did not select the block, some in the block of its position.
  * NaN     scores are masked by select, but p = 0 times v = NaN is NaN. If a result of the tile is not finite, the tile
- * is done again when all others are done, token after token, with V zeroed where the token does not see it. The other
- * results keep their bits: what they do not see added 0. Numbers max is in units of log2. It follows the largest score
- * only when that has grown by 2^8: the same sums, fewer multiplications. p is rounded to bf16 for the product, not for
- * its sum.
+ *         is done again when all others are done, token after token, with V zeroed where the token does not see it.
+ *         The other results keep their bits: what they do not see added 0.
+ * Numbers max is in units of log2. It follows the largest score only when that has grown by 2^8: the same sums, fewer
+ *         multiplications. p is rounded to bf16 for the product, not for its sum.
  *
- * H200, 2026-11-28, 64/4 heads, d 128, 16 of blocks of 64: 12.1 ms at 64k where tokens choose at random (the union of a
- * tile is 12.1 blocks a token, 104 GB through L2), 6.8 ms where neighbours share 83 % of their free blocks (wgmma's
- * part of that is 3.0 TFLOP); 1.19 and 0.77 ms at 8k. Without warps that make lists and bring items, two blocks of 6
- * warps on an SM, always alone: 12.8, 9.3; 1.33, 1.05. Where all tokens of a tile select the same, jointly takes 5.3
- * ms: a warpgroup takes 2 us for an item, most of it in its own chain of scores, softmax and values.
+ * H200, 2026-11-28, 64/4 heads, d 128, 16 of blocks of 64: 12.1 ms at 64k where tokens choose at random (the union of
+ * a tile is 12.1 blocks a token, 104 GB through L2), 6.8 ms where neighbours share 83 % of their free blocks (3.0
+ * TFLOP of wgmma); 1.19 and 0.77 ms at 8k. Where all tokens of a tile select the same it takes 5.3 ms: a warpgroup
+ * takes 2 us for an item, most of it in its own chain of scores, softmax and values. These are of two steps on the way
+ * here (12.1 and 1.19: warps always alone; the others: jointly); this very state has not been timed. Without warps that
+ * make lists and bring items, two blocks of 6 warps on an SM, always alone, it was 12.8, 9.3; 1.33, 1.05.
  *
- * Tried (ms at 64k, random and shared, jointly wherever that pays): without warps that bring items, the last reader
- * fills a slot: 13.4, 8.7, and two warpgroups instead of three 15.3, 10.7; two with them 13.6, 8.2. Each warpgroup of a
- * tile decides by itself whether to multiply as one: 8k at random 1.43, for the others wait. q in registers jointly: 32
- * more than there are. All alone 12.1, 8.0; all jointly 15.3, 7.2. Before (H100): items of 32 keys 15.3, 11.5 instead
+ * Tried (ms at 64k, random and shared): the last reader fills a slot again, jointly where that pays 14.4, 8.7; that
+ * with two warpgroups 15.3, 10.7. Two warpgroups, with warps that bring items, 13.6, 8.2. All alone 12.1, 8.0; all
+ * jointly 15.3, 7.2. Each warpgroup of a tile decides for itself whether to multiply as one: 8k at random 1.43, since
+ * the others wait. Jointly q does not fit into registers. H100, as it was before: items of 32 keys 15.3, 11.5 instead
  * of 13.8, 9.3; of 16 keys 18.8, 14.1.
  */
 #include "ops/slc_attn/slc_attn_fwd_sm90.cuh"
