@@ -67,8 +67,9 @@ static char *noise(rng *r)
     return p;
 }
 
-/* The first block, the token's own and that before, and others at random, some of them twice. */
-static char *selection(const large *x, rng *r)
+/* The first block, the token's own and that before, and others at random, some of them twice. like_before: in per cent,
+ * how many of the others are those of the token before. */
+static char *selection(const large *x, rng *r, int32_t like_before)
 {
     const int32_t topk = x->cfg.slc_topk;
     const size_t n = (size_t)x->tokens * (size_t)(x->cfg.n_heads_kv * topk);
@@ -78,6 +79,8 @@ static char *selection(const large *x, rng *r)
         const int32_t entry = (int32_t)(i % (size_t)topk), token = (int32_t)(i / (size_t)topk) / x->cfg.n_heads_kv;
         const int32_t own = token / x->cfg.slc_block;
         idx[i] = entry == 0 ? 0 : entry < 3 ? own + 1 - entry : rng_range(r, 0, own);
+        if (entry >= 3 && token > 0 && rng_range(r, 0, 99) < like_before)
+            idx[i] = idx[i - (size_t)(x->cfg.n_heads_kv * topk)];
     }
     char *p = copy_of(idx, n * sizeof *idx);
     free(idx);
@@ -103,7 +106,7 @@ static void init(large *x, const nsa_ctx *ctx, int branch, int32_t tokens, int32
     x->d_o = fill(x, (int64_t)tokens * n_q * d_v);
     x->o = on_device((size_t)tokens * (size_t)(n_q * d_v) * 2);
     x->lse = on_device((size_t)tokens * (size_t)n_q * sizeof(float));
-    x->slc_idx = selection(x, &r);
+    x->slc_idx = selection(x, &r, 0);
     const nsa_tensor k = nsa_packed(x->k, NSA_BF16, n_heads_kv, d_qk), v = nsa_packed(x->v, NSA_BF16, n_heads_kv, d_v);
     const int32_t start_div = branch == NSA_CMP ? x->cfg.cmp_stride : 1;
     x->p = (attn_problem){
@@ -250,6 +253,41 @@ static void test_same_bits(void **state)
     }
 }
 
+/* slc's forward, where so many per cent of a token's blocks are those of the token before. */
+static void compare_slc_forward(const nsa_ctx *ctx, int32_t tokens, int32_t like_before, const char *with, int times,
+                                compare_fn *same)
+{
+    large x;
+    init(&x, ctx, NSA_SLC, tokens, 4, 128, 128);
+    rng r = rng_new();
+    cuda_ok(cudaFree(x.slc_idx));
+    x.slc_idx = selection(&x, &r, like_before);
+    x.p.slc_idx.data = x.slc_idx;
+    const size_t bytes = (size_t)x.tokens * (size_t)(x.cfg.n_heads_q * x.cfg.d_v) * 2;
+    attn_problem p = x.p;
+    char *want = p.o.data = on_device(bytes);
+    run(impl_named(NSA_SLC, with)->forward, &p);
+    for (int i = 0; i < times; i++) {
+        run(impl_named(NSA_SLC, "sm90")->forward, &x.p);
+        compare("o", x.o, want, bytes, same);
+    }
+    cuda_ok(cudaFree(want));
+    destroy(&x);
+}
+
+static void test_slc_forward_of_neighbours(void **state)
+{
+    (void)state;
+    const nsa_ctx *ctx = gpu_context();
+    if (!ctx_is_sm90(ctx))
+        return;
+    static const int32_t shares[] = {0, 60, 85, 100};
+    for (size_t i = 0; i < sizeof shares / sizeof *shares; i++)
+        compare_slc_forward(ctx, MEDIUM, shares[i], "simt", 1, near);
+    compare_slc_forward(ctx, LARGE, 60, "sm90", 3, same_bits);
+    compare_slc_forward(ctx, LARGE, 85, "sm90", 3, same_bits);
+}
+
 static void test_near_simt(void **state)
 {
     (void)state;
@@ -272,4 +310,5 @@ static void test_near_simt(void **state)
         }
 }
 
-const test_case test_cases[] = {TEST(test_same_bits), TEST(test_near_simt), {NULL, NULL, NULL}};
+const test_case test_cases[] = {
+    TEST(test_same_bits), TEST(test_slc_forward_of_neighbours), TEST(test_near_simt), {NULL, NULL, NULL}};
