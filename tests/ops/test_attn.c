@@ -56,8 +56,17 @@ static const scenario scenarios[] = {
     {1, 203, {9, 1, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
     {0, 19, {129, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_BHSD, LAYOUT_THD, false, 0.0}},
     {1, 203, {3, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+    /* Small groups: a block of selected keys may have rows of several tiles. */
+    {1, 331, {1, 3, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+    {5, 131, {2, 1, 64, 64, NSA_BF16, LAYOUT_HTD, LAYOUT_HTD, LAYOUT_BHSD, true, 0.0}},
+    {0, 211, {1, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+    {1, 331, {4, 1, 128, 128, NSA_BF16, LAYOUT_BSHD, LAYOUT_BHSD, LAYOUT_THD, false, 0.5}},
 };
-enum { N_SCENARIOS = sizeof scenarios / sizeof *scenarios, TENSOR_CORES = 22 /* the first of those */ };
+enum {
+    N_SCENARIOS = sizeof scenarios / sizeof *scenarios,
+    TENSOR_CORES = 22, /* the first of those */
+    SMALL_GROUPS = 35
+};
 
 static const nsa_ctx oracle_ctx = {.n_threads = 1, .reference = true};
 
@@ -349,7 +358,18 @@ static void compare_with_clean(const attn_case *c, const scenario *sc, const nsa
 static void test_nan_outside_the_set(void **state)
 {
     rng r = rng_new();
-    const int chosen[] = {0, 1, 5, 9, 11, TENSOR_CORES, TENSOR_CORES + 2, TENSOR_CORES + 4, TENSOR_CORES + 5};
+    const int chosen[] = {0,
+                          1,
+                          5,
+                          9,
+                          11,
+                          TENSOR_CORES,
+                          TENSOR_CORES + 2,
+                          TENSOR_CORES + 4,
+                          TENSOR_CORES + 5,
+                          SMALL_GROUPS,
+                          SMALL_GROUPS + 1,
+                          SMALL_GROUPS + 3};
     for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++) {
         const scenario *sc = &scenarios[chosen[i]];
         planted x;

@@ -1,6 +1,5 @@
 /*
- * From tokens and the blocks they have selected to blocks and their tokens, in rising order: what dk and dv walk. Of
- * the tokens of a round.
+ * From tokens and the blocks they have selected to blocks and their tokens, in rising order, of the tokens of a round.
  *
  *     count     how many tokens each block has      a CTA owns 128 blocks of a (sequence, kv head)
  *     plan      where lists begin; items            one CTA: prefix sums
@@ -14,7 +13,7 @@
  *
  * Cost: slc_idx is read by each owner of later tokens, T/(128 slc_block)/2 times.
  */
-#include "ops/slc_attn/slc_attn_bwd_sm90.cuh"
+#include "ops/slc_attn/slc_attn_lists_sm90.cuh"
 
 enum { WINDOW = WARP * WARP, THREADS = 1024, OF_WARP = OWNED / (THREADS / WARP) };
 
@@ -94,18 +93,18 @@ template <bool FILL> static __device__ void list_tokens(int32_t *tokens, int32_t
 }
 
 template <bool FILL>
-static __global__ __launch_bounds__(THREADS) void lists_kernel(const __grid_constant__ slc_backward p)
+static __global__ __launch_bounds__(THREADS) void lists_kernel(const __grid_constant__ slc_listing p)
 {
     __shared__ owned_blocks x;
-    const nsa_config &c = p.attn.cfg.c;
-    const nsa_tensor &slc_idx = p.attn.slc_idx;
-    const int64_t n_owners = p.attn.seqs.total_k / ((int64_t)OWNED * c.slc_block) + p.attn.seqs.n;
+    const nsa_config &c = p.cfg;
+    const nsa_tensor &slc_idx = p.slc_idx;
+    const int64_t n_owners = p.seqs.total_k / ((int64_t)OWNED * c.slc_block) + p.seqs.n;
     const int segment = (int)(blockIdx.x % SEGMENTS);
     const int64_t owner = blockIdx.x / SEGMENTS;
     const int32_t kv_head = (int32_t)(owner / n_owners);
     int32_t s;
-    const int64_t key = find_tile(p.attn.seqs.cu_k, p.attn.seqs.n, 1, OWNED * c.slc_block, owner % n_owners, &s);
-    const seq_range q = seq_q(p.attn.seqs, s), k = seq_k(p.attn.seqs, s);
+    const int64_t key = find_tile(p.seqs.cu_k, p.seqs.n, 1, OWNED * c.slc_block, owner % n_owners, &s);
+    const seq_range q = seq_q(p.seqs, s), k = seq_k(p.seqs, s);
     if (key < 0 || key >= k.n)
         return;
 
@@ -169,7 +168,6 @@ static __device__ int64_t sum_before(int64_t x, int64_t *all)
     return sum;
 }
 
-/* A block without tokens has an item if it is for this round to say that its dk and dv are 0. */
 static __global__ __launch_bounds__(THREADS) void plan_kernel(const __grid_constant__ slc_lists p, int min_items)
 {
     int64_t n_tokens = 0, n_items = 0, n_parts = 0;
@@ -208,17 +206,17 @@ static __global__ __launch_bounds__(THREADS) void plan_kernel(const __grid_const
         *p.n_items = (int32_t)n_items;
 }
 
-int launch_slc_lists(const slc_backward *p, nsa_stream stream)
+int launch_slc_lists(const slc_listing *p, nsa_stream stream)
 {
-    const nsa_config *c = &p->attn.cfg.c;
-    const int64_t owners = p->attn.seqs.total_k / ((int64_t)OWNED * c->slc_block) + p->attn.seqs.n;
+    const nsa_config *c = &p->cfg;
+    const int64_t owners = p->seqs.total_k / ((int64_t)OWNED * c->slc_block) + p->seqs.n;
     const unsigned grid = (unsigned)(owners * c->n_heads_kv * SEGMENTS);
     const size_t bytes = (size_t)p->lists.n_lists * SEGMENTS * sizeof *p->lists.segments;
     const cudaError_t error = cudaMemsetAsync(p->lists.segments, 0, bytes, stream);
     if (error != cudaSuccess || p->lists.n_lists == 0)
         return error;
     lists_kernel<false><<<grid, THREADS, 0, stream>>>(*p);
-    plan_kernel<<<1, THREADS, 0, stream>>>(p->lists, p->n_rounds == 1);
+    plan_kernel<<<1, THREADS, 0, stream>>>(p->lists, p->empty_items);
     lists_kernel<true><<<grid, THREADS, 0, stream>>>(*p);
     return cudaGetLastError();
 }

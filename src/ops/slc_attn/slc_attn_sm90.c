@@ -1,11 +1,13 @@
 /* The host's side of slc_attn on Hopper: which problems it takes, and the launches. */
-#include "ops/slc_attn/slc_attn_sm90.h"
+#include "ops/slc_attn/slc_attn_sm90_args.h"
 #include "cuda/device.h"
 #include "cuda/simt_args.h"
 #include "cuda/tensor_map_sm90.h"
 #include "ops/slc_attn/slc_attn.h"
 
 #include <float.h>
+
+enum { BLOCKS_GROUP = 4 /* the largest, for blocks of 64 keys, that is faster block-major */ };
 
 static bool has_kernel(int32_t d_qk, int32_t d_v)
 {
@@ -32,10 +34,16 @@ bool slc_attn_sm90_supports(const attn_problem *p)
     return slc_attn_fwd_sm90_supports(p) && (p->d_o.data == NULL || slc_attn_bwd_sm90_supports(p));
 }
 
-void slc_attn_fwd_sm90(const void *problem, arena *ws)
+/* Token-major reads the keys of a block for each token, block-major the rows of its group and their partials. */
+bool slc_attn_blocks_sm90_supports(const attn_problem *p)
 {
-    const attn_problem *p = problem;
-    const slc_fwd_sm90 args = {
+    return slc_attn_sm90_supports(p) && slc_attn_fwd_blocks_sm90_supports(p) &&
+           i64_mul(config_group(p->cfg), 64) <= i64_mul(BLOCKS_GROUP, p->cfg->slc_block);
+}
+
+slc_fwd_sm90 slc_fwd_sm90_of(const attn_problem *p)
+{
+    return (slc_fwd_sm90){
         .cfg = simt_config_of(p->cfg),
         .seqs = simt_seqs_of(&p->seqs),
         .q = p->q,
@@ -45,6 +53,11 @@ void slc_attn_fwd_sm90(const void *problem, arena *ws)
         .o = p->o,
         .lse = p->lse,
     };
+}
+
+void slc_attn_fwd_sm90(const void *problem, arena *ws)
+{
+    const slc_fwd_sm90 args = slc_fwd_sm90_of(problem);
     if (arena_launches(ws))
         cuda_launched(ws, "attention over selected blocks", launch_slc_attn_fwd_sm90(&args, ws->stream));
 }
