@@ -9,7 +9,7 @@
  * a piece of its list (an item), gathers the rows of q and leaves a partial of each; then a warp for each row adds up
  * the partials of its blocks, in the order of slc_idx.
  *
- *     gK, gV -> sK, sV (once)    gQ -> sQ (two stages of ROWS rows)
+ *     gK, gV -> sK, sV (once)    gQ -> sQ (ROWS rows)
  *     sQ sK -> rS -> rP (bf16)    rP sV -> rO -> gPartial (f16)
  *
  * A partial's o is kept as f16, times the power of two that brings the largest of the row below 2^15: within 2^-12 of
@@ -27,12 +27,12 @@
 #include "ops/slc_attn/slc_attn_fwd_blocks_sm90.h"
 #include "ops/slc_attn/slc_attn_lists_sm90.cuh"
 
-enum { KEYS = SLC_FWD_KEYS, ROWS = 64, STAGES = 2, THREADS = WARPGROUP };
+enum { KEYS = SLC_FWD_KEYS, ROWS = 64, THREADS = WARPGROUP };
 
 template <int D_QK, int D_V> struct blocks_shared {
     bf16 k[D_QK / 64][KEYS][64], v[D_V / 64][KEYS][64];
-    bf16 q[STAGES][D_QK / 64][ROWS][64];
-    int64_t q_at[SLC_ITEM_ROWS]; /* elements from the first of q; -1: no row */
+    bf16 q[D_QK / 64][ROWS][64];
+    const bf16 *rows[SLC_ITEM_ROWS]; /* of q; of whole stages: past the last, any */
     uint64_t loaded;
     uint32_t unfit[KEYS / 32]; /* a bit for each key of which something was taken out of v */
 };
@@ -82,23 +82,22 @@ template <typename S> static __device__ void find_rows(const slc_fwd_blocks &p, 
 {
     const int group = p.attn.cfg.group;
     for (int i = (int)threadIdx.x; i < (item.n_rows + ROWS - 1) / ROWS * ROWS; i += THREADS) {
-        const int32_t token = i < item.n_rows ? __ldg(item.tokens + i / group) : INT32_MAX;
-        x->q_at[i] =
-            token < item.q.n ? offset_of(p.attn.q, item.s, item.q.start, token, item.kv_head * group + i % group) : -1;
+        const int row = min(i, item.n_rows - 1);
+        const int64_t token = min64(__ldg(item.tokens + row / group), item.q.n - 1);
+        x->rows[i] = (const bf16 *)p.attn.q.data +
+                     offset_of(p.attn.q, item.s, item.q.start, max64(0, token), item.kv_head * group + row % group);
     }
 }
 
-/* Rows from `first` on of the item, by all threads: a thread has the same 16 bytes of every so manieth row. */
-template <int D> static __device__ void gather(const bf16 *q, const int64_t *q_at, bf16 (*to)[ROWS][64])
+/* A stage of rows, by all threads: a thread has the same 16 bytes of every so manieth. */
+template <int D> static __device__ void gather(const bf16 *const *rows, bf16 (*to)[ROWS][64])
 {
     enum { OF_ROW = D / 8, STEP = THREADS / OF_ROW };
     const int row = (int)threadIdx.x / OF_ROW, channel = (int)threadIdx.x % OF_ROW * 8;
     const uint32_t at = shared_address(to[channel / 64]) + (uint32_t)in_box(row, channel % 64);
 #pragma unroll
-    for (int i = 0; i < ROWS / STEP; i++) {
-        const int64_t from = q_at[row + i * STEP];
-        copy_16(at + (uint32_t)(i * STEP * BOX_ROW), q + (from < 0 ? 0 : from) + channel, from >= 0);
-    }
+    for (int i = 0; i < ROWS / STEP; i++)
+        copy_16(at + (uint32_t)(i * STEP * BOX_ROW), rows[row + i * STEP] + channel, true);
     copies_commit();
 }
 
@@ -257,8 +256,7 @@ static __global__ __launch_bounds__(THREADS, CTAS) void partials_kernel(const __
     }
     find_rows(p, item, x);
     __syncthreads();
-    const bf16 *q = (const bf16 *)a.q.data;
-    gather<D_QK>(q, x->q_at, x->q[0]);
+    gather<D_QK>(x->rows, x->q);
     mbar_wait(&x->loaded, 0);
     const bool some_masked = last_seen(p, item, 0) < KEYS - 1;
     if (some_masked)
@@ -267,17 +265,14 @@ static __global__ __launch_bounds__(THREADS, CTAS) void partials_kernel(const __
     const float scale = a.cfg.scale * LOG2_E;
     const int my_row = (int)threadIdx.x / WARP * 16 + lane_index() / 4;
     for (int first = 0; first < item.n_rows; first += ROWS) {
-        bf16(*rows)[ROWS][64] = x->q[first / ROWS % STAGES];
         copies_wait<0>();
         fence_async();
         __syncthreads();
-        if (first + ROWS < item.n_rows)
-            gather<D_QK>(q, x->q_at + first + ROWS, x->q[(first / ROWS + 1) % STAGES]);
         float s[KEYS / 2];
         wgmma_fence();
 #pragma unroll
         for (int c = 0; c < D_QK; c += 16)
-            wgmma<KEYS>(s, further(along_k(rows[c / 64]), c % 64 * 2), further(along_k(x->k[c / 64]), c % 64 * 2),
+            wgmma<KEYS>(s, further(along_k(x->q[c / 64]), c % 64 * 2), further(along_k(x->k[c / 64]), c % 64 * 2),
                         c > 0);
         wgmma_commit();
         const bool masked = some_masked && last_seen(p, item, first) < KEYS - 1;
@@ -287,6 +282,9 @@ static __global__ __launch_bounds__(THREADS, CTAS) void partials_kernel(const __
                 last[r] = last_seen(p, item, first + my_row + 8 * r);
         wgmma_wait<0>();
         pin(s);
+        __syncthreads();
+        if (first + ROWS < item.n_rows)
+            gather<D_QK>(x->rows + first + ROWS, x->q);
         if (masked)
             mask_scores(s, last);
         float max[2], sum[2];
@@ -313,20 +311,6 @@ static __global__ __launch_bounds__(THREADS, CTAS) void partials_kernel(const __
 
 /* ---- Rows put their partials together */
 
-/* Where the lane has its entry's partial, of 32 entries from `first` on; -1: it is no block that is seen, or the token
- * has selected it before, or (where cu_seqlens are not sound) nowhere. */
-static __device__ int32_t find_partial(const slc_fwd_blocks &p, const query &x, const int32_t *idx,
-                                       const int32_t *places, int first)
-{
-    const int entry = first + lane_index(), topk = p.attn.cfg.c.slc_topk;
-    const int32_t block = entry < topk ? __ldg(idx + entry) : -1, place = entry < topk ? places[entry] : -1;
-    bool valid = block >= 0 && (int64_t)block * p.attn.cfg.c.slc_block <= x.t && place < p.lists.room;
-    valid &= __ffs((int)__match_any_sync(~0U, block)) - 1 == lane_index();
-    for (int i = 0; i < first; i++)
-        valid &= __ldg(idx + i) != block;
-    return valid ? place : -1;
-}
-
 static __device__ void add_halves(float (&o)[8], uint4 x, float weight)
 {
     const uint32_t words[] = {x.x, x.y, x.z, x.w};
@@ -338,24 +322,23 @@ static __device__ void add_halves(float (&o)[8], uint4 x, float weight)
     }
 }
 
-/* A warp for each row. A partial is D/8 lanes, several are loaded at a time. */
+/* A warp for each row; blockIdx.y: its head. A partial is D/8 lanes, several are loaded at a time. */
 template <int D>
-static __global__ __launch_bounds__(WARP *WARPS) void combine_kernel(const __grid_constant__ slc_fwd_blocks p)
+static __global__ __launch_bounds__(WARP *WARPS, 9) void combine_kernel(const __grid_constant__ slc_fwd_blocks p)
 {
-    enum { LANES = D / 8, AT_ONCE = WARP / LANES, STEPS = 16 / AT_ONCE };
+    enum { LANES = D / 8, AT_ONCE = WARP / LANES, STEPS = 4 };
     const slc_fwd_sm90 &a = p.attn;
-    const int32_t n_heads = a.cfg.c.n_heads_q, group = a.cfg.group, topk = a.cfg.c.slc_topk;
-    const int lane = lane_index();
-    for (int64_t i = first_item(); i < p.round.n * n_heads; i += item_stride()) {
-        query x;
-        if (!find_query(a.seqs, n_heads, p.round.first * n_heads + i, &x))
+    const int32_t group = a.cfg.group, topk = a.cfg.c.slc_topk, lane = lane_index();
+    const int32_t kv_head = (int32_t)blockIdx.y / group, head = (int32_t)blockIdx.y % group;
+    for (int64_t token = first_item(); token < p.round.n; token += item_stride()) {
+        place x;
+        if (!find_place(a.seqs.cu_q, a.seqs.n, a.seqs.total_q, a.seqs.max_q, 1, p.round.first + token, &x))
             continue;
-        const int32_t kv_head = x.at.head / group, head = x.at.head % group;
-        const int32_t *idx = (const int32_t *)a.slc_idx.data + offset_at(a.slc_idx, x.at, kv_head);
-        const int32_t *places = p.lists.places + (kv_head * p.round.n + i / n_heads) * topk;
+        const int32_t *places = p.lists.places + (kv_head * p.round.n + token) * topk;
         float max = -INFINITY, sum = 0.0F, o[8] = {};
         for (int first = 0; first < topk; first += WARP) {
-            const int32_t place = find_partial(p, x, idx, places, first);
+            const int32_t named = first + lane < topk ? places[first + lane] : -1;
+            const int32_t place = named < p.lists.room ? named : -1; /* more where cu_seqlens are not sound */
             if (!__any_sync(~0U, place >= 0))
                 continue;
             slc_partial partial = {-INFINITY, 0.0F};
@@ -363,6 +346,7 @@ static __global__ __launch_bounds__(WARP *WARPS) void combine_kernel(const __gri
                 partial = p.partials[(int64_t)place * group + head];
             const float largest = fmaxf(max, warp_max(partial.lse));
             const float keep = exp2_fast(max - largest), weight = exp2_fast(partial.lse - largest);
+            const float scaled = weight * partial.scale;
             max = largest;
             sum = fmaf(sum, keep, weight);
 #pragma unroll
@@ -370,22 +354,20 @@ static __global__ __launch_bounds__(WARP *WARPS) void combine_kernel(const __gri
                 o[c] *= keep;
             for (int at = 0; at < min(WARP, topk - first); at += AT_ONCE * STEPS) {
                 uint4 y[STEPS];
-                float w[STEPS];
 #pragma unroll
                 for (int j = 0; j < STEPS; j++) {
                     const int from = at + j * AT_ONCE + lane / LANES;
                     const int64_t row = (int64_t)__shfl_sync(~0U, place, from) * group + head;
-                    w[j] = __shfl_sync(~0U, weight * partial.scale, from);
                     y[j] = row >= 0 ? __ldcs((const uint4 *)(p.o + row * D) + lane % LANES) : make_uint4(0, 0, 0, 0);
                 }
 #pragma unroll
                 for (int j = 0; j < STEPS; j++)
-                    add_halves(o, y[j], w[j]);
+                    add_halves(o, y[j], __shfl_sync(~0U, scaled, at + j * AT_ONCE + lane / LANES));
             }
         }
         sum = warp_sum(sum);
         const float one_over = sum == 0.0F ? 0.0F : 1.0F / sum;
-        bf16 *to = (bf16 *)a.o.data + offset_at(a.o, x.at, x.at.head);
+        bf16 *to = (bf16 *)a.o.data + offset_at(a.o, x, blockIdx.y);
 #pragma unroll
         for (int c = 0; c < 8; c++)
             for (int step = LANES; step < WARP; step *= 2)
@@ -396,7 +378,7 @@ static __global__ __launch_bounds__(WARP *WARPS) void combine_kernel(const __gri
                 *(uint32_t *)(to + channel_of(lane, c)) = pack2(o[c] * one_over, o[c + 1] * one_over);
         const float ln2 = 0.693147180559945309F;
         if (lane == 0)
-            store(a.lse, offset_at(a.lse, x.at, x.at.head), sum == 0.0F ? -INFINITY : fmaf(max, ln2, logf(sum)));
+            store(a.lse, offset_at(a.lse, x, blockIdx.y), sum == 0.0F ? -INFINITY : fmaf(max, ln2, logf(sum)));
     }
 }
 
@@ -423,15 +405,15 @@ template <int D_QK, int D_V, int CTAS> static int launch(const slc_fwd_blocks &p
 
 int launch_slc_partials(const slc_fwd_blocks *p, nsa_stream stream)
 {
-    return p->attn.cfg.c.d_qk == 64 ? launch<64, 64, 4>(*p, stream) : launch<128, 128, 3>(*p, stream);
+    return p->attn.cfg.c.d_qk == 64 ? launch<64, 64, 5>(*p, stream) : launch<128, 128, 4>(*p, stream);
 }
 
 int launch_slc_combine(const slc_fwd_blocks *p, nsa_stream stream)
 {
-    const int64_t n = p->round.n * p->attn.cfg.c.n_heads_q;
+    const dim3 grid(grid_of(p->round.n, WARPS), (unsigned)p->attn.cfg.c.n_heads_q);
     if (p->attn.cfg.c.d_v == 64)
-        LAUNCH_WARPS(combine_kernel<64>, n, stream, *p);
+        combine_kernel<64><<<grid, WARP * WARPS, 0, stream>>>(*p);
     else
-        LAUNCH_WARPS(combine_kernel<128>, n, stream, *p);
+        combine_kernel<128><<<grid, WARP * WARPS, 0, stream>>>(*p);
     return cudaGetLastError();
 }

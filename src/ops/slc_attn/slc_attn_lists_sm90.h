@@ -8,8 +8,8 @@
 #include "cuda/simt.h"
 
 enum {
-    OWNED = 128, /* lists that are made together */
-    SEGMENTS = 8 /* of a list, made side by side */
+    OWNED = 1024, /* lists that are made together */
+    SEGMENTS = 64 /* of a list, made side by side, at most */
 };
 
 /* The part of a list that one block of threads does. */
@@ -22,13 +22,15 @@ typedef struct slc_item {
  * where blocks are numbered through all sequences as find_tile has it. */
 typedef struct slc_lists {
     int64_t n_blocks, n_lists;
-    int64_t room;         /* of tokens */
-    int32_t *tokens;      /* rows of their sequence */
-    int64_t *begin;       /* [n_lists] in tokens */
-    int32_t *count;       /* [n_lists] */
-    int32_t *segments;    /* [n_lists][SEGMENTS]: tokens of each; then where it begins in the list */
+    int64_t room;    /* of tokens */
+    int32_t *tokens; /* rows of their sequence */
+    int64_t *begin;  /* [n_lists] in tokens */
+    int32_t *count;  /* [n_lists] */
+    int32_t n_segments;
+    int32_t *segments;    /* [n_segments][n_lists]: tokens of each; then where it begins in the list */
     int32_t *parts_begin; /* [n_lists] of those with more than one item */
-    int32_t *places;      /* [kv head][token of the round][entry of slc_idx]: where in tokens it lies */
+    int32_t *places; /* [kv head][token of the round][entry of slc_idx]: where in tokens it lies; -1: it is no block
+                        that the token sees, or one that an entry before has named */
 
     int32_t item_tokens; /* of an item at most */
     int64_t max_items;
