@@ -56,11 +56,11 @@ static const scenario scenarios[] = {
     {1, 203, {9, 1, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
     {0, 19, {129, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_BHSD, LAYOUT_THD, false, 0.0}},
     {1, 203, {3, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
-    /* Small groups: a block of selected keys may have rows of several tiles. */
-    {1, 331, {1, 3, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
-    {5, 131, {2, 1, 64, 64, NSA_BF16, LAYOUT_HTD, LAYOUT_HTD, LAYOUT_BHSD, true, 0.0}},
-    {0, 211, {1, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
-    {1, 331, {4, 1, 128, 128, NSA_BF16, LAYOUT_BSHD, LAYOUT_BHSD, LAYOUT_THD, false, 0.5}},
+    /* Small groups and many blocks, so that the rows that have selected a block are what is gathered. */
+    {5, 550, {1, 3, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+    {5, 550, {2, 1, 64, 64, NSA_BF16, LAYOUT_HTD, LAYOUT_HTD, LAYOUT_BHSD, true, 0.0}},
+    {1, 1170, {4, 1, 128, 128, NSA_BF16, LAYOUT_BSHD, LAYOUT_BHSD, LAYOUT_THD, false, 0.5}},
+    {0, 331, {1, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
 };
 enum {
     N_SCENARIOS = sizeof scenarios / sizeof *scenarios,

@@ -5,7 +5,7 @@
 #include "ops/slc_attn/slc_attn.h"
 #include "ops/slc_attn/slc_attn_sm90_args.h"
 
-static const int64_t ROUND_BYTES = INT64_C(1) << 29; /* of partials; small rounds do not fill the machine */
+static const int64_t ROUND_BYTES = INT64_C(1) << 30; /* of partials; small rounds do not fill the machine */
 
 /* What a round has: kv heads, and tokens of them. All tokens, unless those of one kv head are too many. */
 typedef struct round_size {

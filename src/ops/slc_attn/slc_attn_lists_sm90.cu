@@ -20,8 +20,7 @@ enum {
     THREADS = 512,
     N_WARPS = THREADS / WARP,
     WINDOW = 1024,
-    OF_WARP = WINDOW / N_WARPS, /* tokens */
-    AT_ONCE = 4                 /* loads under way */
+    OF_WARP = WINDOW / N_WARPS /* tokens */
 };
 
 /* Rows of a sequence that an owner of blocks from `key` on looks through in one segment. */
@@ -56,13 +55,15 @@ typedef struct window {
 /* An entry of a lane: block < 0 if it has none. Entries of a token are side by side in lanes. */
 typedef struct entry_of_lane {
     int32_t token, entry, block;
+    int32_t place;     /* as it stands in places, if asked for */
     unsigned of_token; /* lanes */
     bool exists, seen;
     int32_t owned; /* its number among the owned blocks; or out of their range */
 } entry_of_lane;
 
-/* f(x, first) for the entries of the warp's tokens, by whole warps; first: of the token's, which lanes begin with. */
-template <typename F> static __device__ void each_entry(const window &w, const F &f)
+/* f(x, first) for the entries of the warp's tokens, by whole warps; first: of the token's, which lanes begin with.
+ * AT_ONCE are under way. */
+template <int AT_ONCE, bool PLACES, typename F> static __device__ void each_entry(const window &w, const F &f)
 {
     int lanes = 1; /* of a token */
     while (lanes < w.topk && lanes < WARP)
@@ -72,12 +73,14 @@ template <typename F> static __device__ void each_entry(const window &w, const F
     const unsigned of_token = (lanes == WARP ? ~0U : (1U << lanes) - 1U) << lane / lanes * lanes;
     for (int token = from; token < end; token += together * AT_ONCE)
         for (int first = 0; first < w.topk; first += WARP) {
-            int32_t block[AT_ONCE];
+            int32_t block[AT_ONCE], place[AT_ONCE];
             const int entry = first + lane % lanes, mine = token + lane / lanes;
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++) {
                 const int at = mine + i * together;
-                block[i] = at < end && entry < w.topk ? __ldg(w.idx + at * w.stride + entry) : -1;
+                const bool exists = at < end && entry < w.topk;
+                block[i] = exists ? __ldg(w.idx + at * w.stride + entry) : -1;
+                place[i] = PLACES && exists ? w.places[at * w.topk + entry] : -1;
             }
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++) {
@@ -86,10 +89,11 @@ template <typename F> static __device__ void each_entry(const window &w, const F
                     at,
                     entry,
                     block[i],
+                    place[i],
                     of_token,
                     at < end && entry < w.topk,
                     block[i] >= 0 && block[i] * w.slc_block <= w.t + at,
-                    block[i] - w.first_block,
+                    block[i] < 0 ? -1 : block[i] - w.first_block,
                 };
                 if (token + i * together < end)
                     f(x, first);
@@ -104,14 +108,14 @@ static __device__ bool is_owned(const entry_of_lane &x)
 
 static __device__ int32_t *place_of(const window &w, const entry_of_lane &x)
 {
-    return w.places + (int64_t)x.token * w.topk + x.entry;
+    return w.places + x.token * w.topk + x.entry;
 }
 
 /* Counts the entries of each warp and block; FILL: leaves ranks in places, and -1 for entries that are in no list. */
 template <bool FILL> static __device__ void rank_entries(const window &w, owned_blocks *b)
 {
     uint16_t *mine = b->entries[threadIdx.x / WARP];
-    each_entry(w, [&](const entry_of_lane &x, int first) {
+    each_entry<4, false>(w, [&](const entry_of_lane &x, int first) {
         const unsigned same = __match_any_sync(~0U, x.block), before = (1U << lane_index()) - 1U;
         bool counts = is_owned(x) && (same & x.of_token & before) == 0;
         for (int i = 0; i < first; i++)
@@ -133,14 +137,10 @@ template <bool FILL> static __device__ void rank_entries(const window &w, owned_
 static __device__ void fill_list(const window &w, const owned_blocks &b, int32_t *tokens, int64_t end)
 {
     const uint16_t *before = b.entries[threadIdx.x / WARP];
-    each_entry(w, [&](const entry_of_lane &x, int first) {
-        (void)first;
-        if (!is_owned(x))
+    each_entry<4, true>(w, [&](const entry_of_lane &x, int) {
+        if (!is_owned(x) || x.place < 0)
             return;
-        const int32_t rank = *place_of(w, x);
-        if (rank < 0)
-            return;
-        const int32_t place = b.begin[x.owned] + before[x.owned] + rank;
+        const int32_t place = b.begin[x.owned] + before[x.owned] + x.place;
         *place_of(w, x) = place;
         if (place >= 0 && place < end)
             tokens[place] = w.first_row + x.token;
