@@ -11,6 +11,7 @@ static const nsa_config block_sizes[] = {
     {sizeof(nsa_config), 0, 0, 0, 0, 1, 1, 1, 9, 1, 1, INT32_MAX, 0.0},
     {sizeof(nsa_config), 0, 0, 0, 0, 48, 24, 144, 2, 0, 1, 200, 0.0}, /* longer than a tile's block of keys */
     {sizeof(nsa_config), 0, 0, 0, 0, 16, 8, 32, 3, 1, 1, 40, 0.0},
+    {sizeof(nsa_config), 0, 0, 0, 0, 32, 16, 64, 2, 0, 1, 70, 0.0},
 };
 
 typedef struct scenario {
@@ -57,9 +58,9 @@ static const scenario scenarios[] = {
     {0, 19, {129, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_BHSD, LAYOUT_THD, false, 0.0}},
     {1, 203, {3, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
     /* Small groups and many blocks, so that the rows that have selected a block are what is gathered. */
-    {5, 550, {1, 3, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
-    {5, 550, {2, 1, 64, 64, NSA_BF16, LAYOUT_HTD, LAYOUT_HTD, LAYOUT_BHSD, true, 0.0}},
-    {1, 1170, {4, 1, 128, 128, NSA_BF16, LAYOUT_BSHD, LAYOUT_BHSD, LAYOUT_THD, false, 0.5}},
+    {5, 420, {1, 2, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+    {5, 450, {2, 1, 64, 64, NSA_BF16, LAYOUT_HTD, LAYOUT_HTD, LAYOUT_BHSD, true, 0.0}},
+    {6, 710, {4, 1, 128, 128, NSA_BF16, LAYOUT_BSHD, LAYOUT_BHSD, LAYOUT_THD, false, 0.5}},
     {0, 331, {1, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
 };
 enum {

@@ -4,24 +4,43 @@
  *     partial of (row, block b)    s = scale q k^T    lse_b = ln sum exp(s)    o_b = softmax(s) v
  *     row (token, head)            lse = ln sum_b exp(lse_b)    o = sum_b exp(lse_b - lse) o_b
  *
- * A token's block of K and V is 32 KB (d 128), for the sake of 256 bytes of q for each head of the group. So it is the
- * rows that come to the block: slc_attn_lists_sm90.cu lists the tokens that have selected it, a CTA takes one block and
- * a piece of its list (an item), gathers the rows of q and leaves a partial of each; then a warp for each row adds up
- * the partials of its blocks, in the order of slc_idx.
+ * A block of K and V is 32 KB (d 128), which token-major a token reads for the sake of 256 bytes of q for each head of
+ * its group. Here the rows come to the block: slc_attn_lists_sm90.cu lists the tokens that have selected it, a CTA
+ * takes one block and a piece of its list (an item), gathers the rows of q and leaves a partial of each; then a warp
+ * for each row adds up the partials of its blocks, in the order of slc_idx.
  *
- *     gK, gV -> sK, sV (once)    gQ -> sQ (ROWS rows)
+ *     gK, gV -> sK, sV (once)    gQ -> sQ (ROWS rows, the next while these are multiplied by V)
  *     sQ sK -> rS -> rP (bf16)    rP sV -> rO -> gPartial (f16)
  *
- * A partial's o is kept as f16, times the power of two that brings the largest of the row below 2^15: within 2^-12 of
+ * A partial's o is kept as f16, times the power of two that brings the largest of the row below 2^15: within 2^-11 of
  * the row's largest, an eighth of what rounding p to bf16 costs. A list's partials follow each other in memory; where a
  * token finds its own, the lists say. Channels lie as the accumulator has them: see channel_of.
  *
  * Masks: only tokens of the block itself do not see all of its keys. They are the first of the list. p = 0 times v =
- * NaN is NaN, so where there are such tokens, what is not finite is taken out of V (to 0), and each row adds it again
- * that sees it.
+ * NaN is NaN, so where there are such tokens, what is not finite is taken out of V (to 0), and each row that sees it
+ * adds it again.
  *
- * Cost at 64k tokens, 32 heads, d 128, whatever the group: 33.5 M pairs of a row and a block; 1.1 TFLOP; 8.6 GB of q
- * through the L2 cache, 8.6 GB of partials to memory and back (4 ms at 4.3 TB/s).
+ * Cost at 64k tokens, 32 heads, d 128, whatever the group: 33.5 M pairs of a row and a block; 1.1 TFLOP (2 ms); 8.6 GB
+ * of q through the L2 cache; 8.6 GB of partials to memory and back (4 ms). One H200, 2026-11-28, ms with random blocks,
+ * in brackets with neighbours that share 80 % of them:
+ *
+ *     tokens    group    this           token-major
+ *     64k       1        8.9  (8.4)     48.4  (17.5)
+ *     64k       2        8.9  (8.6)     30.3  (10.7)
+ *     64k       4        9.0  (8.7)     17.8  (7.3)
+ *     64k       8        8.6  (8.4)     10.3  (5.6)
+ *     32k       1        4.2  (4.0)     18.4  (7.5)
+ *     32k       4        4.3  (4.1)     7.7   (3.5)
+ *     8k        1        1.08 (1.04)    2.22  (1.37)
+ *     8k        4        0.95 (0.92)    1.30  (0.77)
+ *     8k        8        0.97 (0.94)    0.89  (0.64)
+ *
+ * 64 heads in groups of 16: 16.8, token-major 11.6. d 64, 64k: 6.0 and 25.2 in groups of 1, 5.4 and 8.9 of 4. At 1k
+ * tokens the launches count: 0.155, 0.084. Of 8.9 ms 2.8 put partials together; of the rest about 4.7 make them.
+ *
+ * Tried there (64k, group 1): rounds of 512 MB of partials 10.8, of 256 MB 14.6: lists of one kv head do not fill the
+ * machine. Partials by three CTAs on an SM with two stages of q, whose addresses took 21 instructions for 16 bytes, 5.1
+ * instead of 4.7; rows put together by 20 warps on an SM, with more registers, 3.9 instead of 2.8.
  */
 #include "cuda/sm90.cuh"
 #include "ops/slc_attn/slc_attn_fwd_blocks_sm90.h"
@@ -32,7 +51,7 @@ enum { KEYS = SLC_FWD_KEYS, ROWS = 64, THREADS = WARPGROUP };
 template <int D_QK, int D_V> struct blocks_shared {
     bf16 k[D_QK / 64][KEYS][64], v[D_V / 64][KEYS][64];
     bf16 q[D_QK / 64][ROWS][64];
-    const bf16 *rows[SLC_ITEM_ROWS]; /* of q; of whole stages: past the last, any */
+    const bf16 *rows[SLC_ITEM_ROWS]; /* of q; past the last the same again, to whole ROWS */
     uint64_t loaded;
     uint32_t unfit[KEYS / 32]; /* a bit for each key of which something was taken out of v */
 };
@@ -43,7 +62,7 @@ typedef struct block_item {
     seq_range q, k;
     int64_t key; /* the first of the block */
     const int32_t *tokens;
-    int32_t n_tokens, n_rows;
+    int32_t n_rows;
     int64_t first_row; /* of the partials */
 } block_item;
 
@@ -60,7 +79,6 @@ static __device__ bool find_item(const slc_fwd_blocks &p, int64_t i, block_item 
     x->q = seq_q(seqs, x->s);
     x->k = seq_k(seqs, x->s);
     x->tokens = p.lists.tokens + place;
-    x->n_tokens = item.n;
     x->n_rows = item.n * group;
     x->first_row = place * group;
     return x->key >= 0 && x->key < x->k.n;
@@ -78,18 +96,21 @@ static __device__ int last_seen(const slc_fwd_blocks &p, const block_item &item,
 
 /* ---- Into shared memory */
 
+/* A list has other tokens than those of its sequence only where cu_seqlens are not sound. */
 template <typename S> static __device__ void find_rows(const slc_fwd_blocks &p, const block_item &item, S *x)
 {
     const int group = p.attn.cfg.group;
     for (int i = (int)threadIdx.x; i < (item.n_rows + ROWS - 1) / ROWS * ROWS; i += THREADS) {
         const int row = min(i, item.n_rows - 1);
-        const int64_t token = min64(__ldg(item.tokens + row / group), item.q.n - 1);
-        x->rows[i] = (const bf16 *)p.attn.q.data +
-                     offset_of(p.attn.q, item.s, item.q.start, max64(0, token), item.kv_head * group + row % group);
+        const int32_t token = __ldg(item.tokens + row / group);
+        const bool exists = token >= 0 && token < item.q.n;
+        x->rows[i] =
+            (const bf16 *)p.attn.q.data +
+            (exists ? offset_of(p.attn.q, item.s, item.q.start, token, item.kv_head * group + row % group) : 0);
     }
 }
 
-/* A stage of rows, by all threads: a thread has the same 16 bytes of every so manieth. */
+/* ROWS rows, by all threads: a thread has the same 16 bytes of each STEP-th. */
 template <int D> static __device__ void gather(const bf16 *const *rows, bf16 (*to)[ROWS][64])
 {
     enum { OF_ROW = D / 8, STEP = THREADS / OF_ROW };
@@ -123,7 +144,7 @@ template <int D_QK, int D_V> static __device__ void clean(blocks_shared<D_QK, D_
     fence_async();
 }
 
-/* ---- A stage */
+/* ---- ROWS rows */
 
 static __device__ float quad_max(float x)
 {

@@ -12,7 +12,9 @@
  * came before for the same block is their rank; the sum over the warps before gives the place. Integers only: the same
  * lists in every run. Of entries of a token for the same block the first counts.
  *
- * Cost: slc_idx is read by each owner of later tokens, T/(1024 slc_block)/2 times if that is more than once.
+ * Cost: slc_idx is read by each owner of later tokens, T/(1024 slc_block)/2 times if that is more than once. One H200,
+ * 2026-11-28: 0.11 ms for a kv head of 64k tokens, which fills half of the machine. With 128 blocks for a CTA, that
+ * were marked in a bit for each (block, token), it was 0.27.
  */
 #include "ops/slc_attn/slc_attn_lists_sm90.cuh"
 
