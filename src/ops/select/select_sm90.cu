@@ -42,15 +42,20 @@
 enum {
     KEYS = 64,
     COLUMNS = SELECT_COLUMNS,
-    WARPGROUPS = SELECT_WARPGROUPS,
-    THREADS = WARPGROUPS * WARPGROUP,
-    SLOTS = COLUMNS / 4, /* of a thread */
-    LSE_ROW = SLOTS + 4, /* on other banks than the last */
+    HALVES = SELECT_HALVES,
+    THREADS = 2 * WARPGROUP,
+    CHOOSERS = WARPGROUP - WARP, /* threads */
+    SLOTS = COLUMNS / 4,         /* of a thread in a half */
+    LSE_ROW = SLOTS + 4,         /* on other banks than the last */
     Q_BOX = COLUMNS * BOX_ROW,
     K_BOX = KEYS * BOX_ROW,
 };
 
-#define LOG2_E 1.4426950408889634F
+/* Registers of a thread: two CTAs of an SM were launched with 128. */
+enum { SCORER_REGISTERS = 184, OTHERS_REGISTERS = 72 };
+
+/* Named barriers. Of the last two, one for each half of the rows of scores. */
+enum { LOADED = 1, SCORED = 2, CHOSEN = 4 };
 
 /* CTAs of an SM, as shared memory allows, and then stages. */
 template <int D> constexpr int ctas_of = D <= SELECT_TWO_CTAS_D ? 2 : 1;
@@ -62,10 +67,10 @@ typedef struct ranked_block {
 } ranked_block;
 
 template <int D> struct shared {
-    char q[WARPGROUPS][D / BOX_CHANNELS][Q_BOX];
+    char q[HALVES][D / BOX_CHANNELS][Q_BOX];
     char k[stages_of<D>][D / BOX_CHANNELS][K_BOX];
-    float lse[WARPGROUPS][4][LSE_ROW];        /* -lse' of the slots */
-    ranked_block best[WARPGROUPS][WARPGROUP]; /* scratch of top-k */
+    float lse[HALVES][4][LSE_ROW]; /* -lse' of the slots */
+    ranked_block best[CHOOSERS];   /* scratch of top-k */
     uint64_t full[stages_of<D>], empty[stages_of<D>];
 };
 
@@ -83,11 +88,16 @@ static __device__ int64_t position(const tile &x, int64_t row)
     return row + x.k.n - x.q.n;
 }
 
+static __device__ int64_t n_items(const select_sm90_args &p)
+{
+    return p.n_tiles * p.cfg.c.n_heads_kv;
+}
+
 /* The last tiles, of the longest rows, come first. False where no sequence has it. */
 static __device__ bool find_tile(const select_sm90_args &p, int64_t item, tile *x)
 {
     const nsa_config &c = p.cfg.c;
-    const int64_t tokens = WARPGROUPS * (COLUMNS >> p.group_shift);
+    const int64_t tokens = HALVES * COLUMNS >> p.group_shift;
     const int64_t i = p.n_tiles - 1 - item / c.n_heads_kv;
     int32_t lo = 0, hi = p.seqs.n; /* the last sequence whose tiles start at or before i */
     while (hi - lo > 1) {
@@ -109,7 +119,7 @@ static __device__ bool find_tile(const select_sm90_args &p, int64_t item, tile *
     return true;
 }
 
-/* ---- Keys */
+/* ---- Products */
 
 /* A place in the ring of stages, and which round it is. */
 typedef struct ring {
@@ -124,60 +134,55 @@ template <int D> static __device__ void advance(ring *x)
         x->stage = 0, x->phase ^= 1;
 }
 
-/* The tile's i-th keys, by one thread, when both warpgroups have left the stage. */
-template <int D>
-static __device__ void copy_keys(const select_sm90_args &p, const tile &x, int i, shared<D> *sh, ring *to)
+/* The keys of all tiles, by one thread. */
+template <int D> static __device__ void copy_keys(const select_sm90_args &p, shared<D> *sh)
 {
-    uint64_t *full = &sh->full[to->stage];
-    const int row = p.k_is_packed ? (int)(x.k.start / p.cfg.c.cmp_stride) : 0;
-    mbar_wait(&sh->empty[to->stage], to->phase ^ 1);
-    mbar_arrive_expect(full, sizeof sh->k[0]);
-    copy_tile<D>(sh->k[to->stage], K_BOX, &p.k_map, full, x.head, row + i * KEYS, p.k_is_packed ? 0 : x.s);
-    advance<D>(to);
+    ring to = {0, 0};
+    tile x;
+    for (int64_t item = blockIdx.x; item < n_items(p); item += gridDim.x) {
+        if (!find_tile(p, item, &x))
+            continue;
+        const int row = p.k_is_packed ? (int)(x.k.start / p.cfg.c.cmp_stride) : 0;
+        for (int i = 0; i < x.n_key_tiles; i++) {
+            uint64_t *full = &sh->full[to.stage];
+            mbar_wait(&sh->empty[to.stage], to.phase ^ 1);
+            mbar_arrive_expect(full, sizeof sh->k[0]);
+            copy_tile<D>(sh->k[to.stage], K_BOX, &p.k_map, full, x.head, row + i * KEYS, p.k_is_packed ? 0 : x.s);
+            advance<D>(&to);
+        }
+    }
 }
 
-/* ---- A warpgroup and its tokens */
-
-typedef struct warpgroup {
-    int index, thread, warp;
-    char *q;            /* its boxes */
-    float *lse;         /* its slots' */
-    float *rows;        /* [token][own, carry][n_slc] */
-    ranked_block *best; /* [warp][WARP] */
-    int64_t first;
-} warpgroup;
-
-/* q and lse of the tokens from x.first on. */
-template <int D> static __device__ void load_q(const select_sm90_args &p, const tile &x, const warpgroup &wg)
+/* q and lse of a half: the tokens from `first` on. */
+template <int D>
+static __device__ void load_q(const select_sm90_args &p, const tile &x, int64_t first, char *q, float *lse)
 {
     const int shift = p.group_shift, mask = (1 << shift) - 1;
     const int64_t head = (int64_t)x.head * p.cfg.group;
     const uint4 zero = {0, 0, 0, 0};
-    const int chunk = wg.thread % 8 * 8;
+    const int thread = (int)threadIdx.x, chunk = thread % 8 * 8;
     for (int b = 0; b < D / BOX_CHANNELS; b++) {
         uint4 loaded[COLUMNS / 16];
 #pragma unroll
         for (int i = 0; i < COLUMNS / 16; i++) {
-            const int n = wg.thread / 8 + 16 * i, slot = n % 8 / 2 * SLOTS + n / 8 * 2 + n % 2;
-            const int64_t row = wg.first + (slot >> shift);
+            const int n = thread / 8 + 16 * i, slot = n % 8 / 2 * SLOTS + n / 8 * 2 + n % 2;
+            const int64_t row = first + (slot >> shift);
             const bool is = row < x.q.n && (slot & mask) < p.cfg.group;
             const int64_t from = offset_of(p.q, x.s, x.q.start, row, head + (slot & mask)) + b * BOX_CHANNELS + chunk;
             loaded[i] = is ? *(const uint4 *)((const bf16 *)p.q.data + from) : zero;
         }
 #pragma unroll
         for (int i = 0; i < COLUMNS / 16; i++)
-            *(uint4 *)(wg.q + b * Q_BOX + in_box(wg.thread / 8 + 16 * i, chunk)) = loaded[i];
+            *(uint4 *)(q + b * Q_BOX + in_box(thread / 8 + 16 * i, chunk)) = loaded[i];
     }
-    for (int token = wg.thread; token < COLUMNS >> shift; token += WARPGROUP)
-        wg.rows[(token * 2 + 1) * p.n_slc] = 0.0F; /* block 0 has none before it */
-    const int slot = wg.thread;
-    const int64_t row = wg.first + (slot >> shift);
+    const int slot = thread;
+    const int64_t row = first + (slot >> shift);
     const bool is = row < x.q.n && (slot & mask) < p.cfg.group;
-    wg.lse[slot / SLOTS * LSE_ROW + slot % SLOTS] =
+    lse[slot / SLOTS * LSE_ROW + slot % SLOTS] =
         is ? -LOG2_E * load(p.lse, offset_of(p.lse, x.s, x.q.start, row, head + (slot & mask))) : -INFINITY;
-    fence_async();
 }
 
+/* Starts s = the products of a stage's keys and a half's columns. */
 template <int D> static __device__ void multiply(float (&s)[COLUMNS / 2], const char *k, const char *q)
 {
     wgmma_fence();
@@ -187,65 +192,138 @@ template <int D> static __device__ void multiply(float (&s)[COLUMNS / 2], const 
         wgmma<COLUMNS>(s, further(along_k(k), box * K_BOX + at), further(along_k(q), box * Q_BOX + at), c > 0);
     }
     wgmma_commit();
+}
+
+static __device__ void wait_for(float (&s)[COLUMNS / 2])
+{
     wgmma_wait<0>();
     pin(s);
 }
 
-/* What a thread has to know of its keys and tokens. */
+/* ---- Scores */
+
+/* Sums of each v[i] over the LANES lanes that differ in lane / 4 % LANES only. They share them out: a lane keeps the
+ * first max(1, N / LANES), of those from kept<N, LANES>() on. */
+template <int LANES, int N> static __device__ void add_lanes(float (&v)[N])
+{
+    int n = N;
+#pragma unroll
+    for (int bit = 1; bit < LANES; bit *= 2) {
+        const bool upper = lane_index() & 4 * bit;
+        if (n == 1) {
+            v[0] += __shfl_xor_sync(~0U, v[0], 4 * bit);
+            continue;
+        }
+        n /= 2;
+#pragma unroll
+        for (int i = 0; i < n; i++) {
+            const float others = __shfl_xor_sync(~0U, upper ? v[i] : v[n + i], 4 * bit);
+            v[i] = (upper ? v[n + i] : v[i]) + others;
+        }
+    }
+}
+
+template <int LANES, int N> static __device__ int kept()
+{
+    int first = 0;
+    for (int bit = 1, n = N / 2; bit < LANES && n > 0; bit *= 2, n /= 2)
+        first += lane_index() & 4 * bit ? n : 0;
+    return first;
+}
+
+/* What a thread has to know of its keys and tokens, of one half. */
 typedef struct lane_place {
-    int token, t; /* of its first token, in the warpgroup; its position */
-    int row;      /* its first key of a tile; the other is 8 further */
-    int member;   /* which key of a block */
-    bool writes;  /* of the lanes that share a token */
+    int last;     /* last token of its first key, from its first query's position on */
+    float weight; /* of its keys in their own block's score */
+    bool carries; /* they count in the next block's, too */
+    const float4 *lse;
+    float *pair; /* where its first score goes */
 } lane_place;
 
-/* Of the tile's i-th keys: s -> own and carry of their blocks. GROUP: columns of one token in a thread. */
-template <int GROUP>
-static __device__ void add_keys(const select_sm90_args &p, const warpgroup &wg, const lane_place &at,
-                                const float (&s)[COLUMNS / 2], int i, float scale)
+/* Of a tile's keys: s -> scores of their blocks; then on to the next keys. GROUP: columns of one token in a thread. */
+template <int GROUP, int PER_SLC>
+static __device__ void add_keys(const select_sm90_args &p, const float (&s)[COLUMNS / 2], float scale, lane_place *at)
 {
-    const int per_slc = 1 << p.slc_shift, key = i * KEYS + at.row;
-    const bool carries = p.cfg.c.cmp_block > p.cfg.c.cmp_stride;
-    const float4 *lse = (const float4 *)(wg.lse + lane_index() % 4 * LSE_ROW);
-    float sum[SLOTS / GROUP][2], bias[4];
+    constexpr int N = SLOTS / GROUP * 2; /* sums: token i / 2, key i % 2 */
+    float sum[N], carry[N], bias[4];
 #pragma unroll
     for (int m = 0; m < SLOTS; m++) {
         if (m % 4 == 0)
-            *(float4 *)bias = lse[m / 4];
+            *(float4 *)bias = at->lse[m / 4];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const float prob = exp2_fast(fmaf(s[m / 2 * 4 + 2 * r + m % 2], scale, bias[m % 4]));
-            sum[m / GROUP][r] = m % GROUP == 0 ? prob : sum[m / GROUP][r] + prob;
+            float *to = &sum[m / GROUP * 2 + r];
+            *to = m % GROUP == 0 ? prob : *to + prob;
         }
     }
-    for (int n = 1; n << 5 < 1 << p.group_shift; n *= 2) /* a group of several lanes */
-#pragma unroll
-        for (int b = 0; b < SLOTS / GROUP; b++)
+    if (GROUP == SLOTS)
+        for (int n = 1; n << 5 < 1 << p.group_shift; n *= 2) /* a group of several lanes */
             for (int r = 0; r < 2; r++)
-                sum[b][r] += __shfl_xor_sync(~0U, sum[b][r], n);
+                sum[r] += __shfl_xor_sync(~0U, sum[r], n);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        sum[i] = at->last + i % 2 * 8 * p.cfg.c.cmp_stride <= i / 2 ? sum[i] : 0.0F;
+        carry[i] = at->carries ? sum[i] : 0.0F;
+        sum[i] *= at->weight;
+    }
+    add_lanes<PER_SLC>(sum);
+    add_lanes<PER_SLC>(carry);
+#pragma unroll
+    for (int i = 0; i < max(1, N / PER_SLC); i++) {
+        float *pair = at->pair + i / 2 * 2 * p.n_slc + i % 2 * 2 * (8 / PER_SLC);
+        pair[1] = sum[i];
+        pair[2] = carry[i];
+    }
+    at->last += KEYS * p.cfg.c.cmp_stride;
+    at->pair += 2 * (KEYS / PER_SLC);
+}
 
-    const int last = key * p.cfg.c.cmp_stride + p.cfg.c.cmp_block - 1 - at.t; /* its last token, from the query's */
-    const float weight = carries && at.member < per_slc - 1 ? 2.0F : 1.0F;
-    const bool writes_own = at.writes && at.member == 0, writes_carry = at.writes && at.member == per_slc - 1;
-    float *row = wg.rows + at.token * 2 * p.n_slc + (key >> p.slc_shift);
-#pragma unroll
-    for (int b = 0; b < SLOTS / GROUP; b++)
-        for (int r = 0; r < 2; r++) {
-            sum[b][r] = last + r * 8 * p.cfg.c.cmp_stride <= b ? sum[b][r] : 0.0F;
-            if (writes_carry)
-                row[(b * 2 + 1) * p.n_slc + (r * 8 >> p.slc_shift) + 1] = carries ? sum[b][r] : 0.0F;
-            sum[b][r] *= weight;
+/* Of the tokens of a half, from `first` on. */
+template <int GROUP, int PER_SLC>
+static __device__ lane_place place_of(const select_sm90_args &p, const tile &x, int64_t first, const float *lse,
+                                      float *rows)
+{
+    const nsa_config &c = p.cfg.c;
+    const int lane = lane_index(), token = lane % 4 * SLOTS >> p.group_shift;
+    const int key = (int)threadIdx.x / WARP * 16 + lane / 4, kept_first = kept<PER_SLC, SLOTS / GROUP * 2>();
+    const bool is_last = lane / 4 % PER_SLC == PER_SLC - 1, overlap = c.cmp_block > c.cmp_stride;
+    lane_place at;
+    at.last = key * c.cmp_stride + c.cmp_block - 1 - (int)max64(position(x, first + token), -1);
+    at.weight = overlap && !is_last ? 2.0F : 1.0F;
+    at.carries = overlap && is_last;
+    at.lse = (const float4 *)(lse + lane % 4 * LSE_ROW);
+    at.pair = rows + 2 * ((token + kept_first / 2) * p.n_slc + key / PER_SLC + kept_first % 2 * (8 / PER_SLC));
+    return at;
+}
+
+/* All scores of a tile. The products of one half are made during the exponentials of the other. */
+template <int D, int GROUP, int PER_SLC>
+static __device__ void make_scores(const select_sm90_args &p, const tile &x, shared<D> *sh, float *rows, ring *from)
+{
+    const int tokens = COLUMNS >> p.group_shift;
+    const float scale = p.cfg.scale * LOG2_E;
+    lane_place at0 = place_of<GROUP, PER_SLC>(p, x, x.first, sh->lse[0][0], rows);
+    lane_place at1 = place_of<GROUP, PER_SLC>(p, x, x.first + tokens, sh->lse[1][0], rows + tokens * 2 * p.n_slc);
+    const int n = __shfl_sync(~0U, x.n_key_tiles, 0); /* so that the compiler knows it uniform */
+    float s0[COLUMNS / 2], s1[COLUMNS / 2];
+    mbar_wait(&sh->full[from->stage], from->phase);
+    multiply<D>(s0, sh->k[from->stage][0], sh->q[0][0]);
+    for (int i = 0; i < n; i++) {
+        uint64_t *empty = &sh->empty[from->stage];
+        wait_for(s0);
+        multiply<D>(s1, sh->k[from->stage][0], sh->q[1][0]);
+        add_keys<GROUP, PER_SLC>(p, s0, scale, &at0);
+        advance<D>(from);
+        wait_for(s1);
+        if (lane_index() == 0)
+            mbar_arrive(empty);
+        if (i + 1 < n) {
+            mbar_wait(&sh->full[from->stage], from->phase);
+            multiply<D>(s0, sh->k[from->stage][0], sh->q[0][0]);
         }
-    for (int n = 1; n < per_slc; n *= 2)
-#pragma unroll
-        for (int b = 0; b < SLOTS / GROUP; b++)
-            for (int r = 0; r < 2; r++)
-                sum[b][r] += __shfl_xor_sync(~0U, sum[b][r], 4 * n);
-    if (writes_own)
-#pragma unroll
-        for (int b = 0; b < SLOTS / GROUP; b++)
-            for (int r = 0; r < 2; r++)
-                row[b * 2 * p.n_slc + (r * 8 >> p.slc_shift)] = sum[b][r];
+        add_keys<GROUP, PER_SLC>(p, s1, scale, &at1);
+    }
 }
 
 /* ---- Top-k, by a warp */
@@ -315,19 +393,20 @@ static __device__ void merge(const int (&rank)[PER_ROUND], int first, int k, ran
     __syncwarp();
 }
 
-/* More than slc_topk candidates: the forced ones at both ends, and of those between the highest scores, in rounds. */
-static __device__ void choose(const nsa_config &c, const float *own, const float *carry, int cur, ranked_block *list,
-                              int32_t *out)
+/* Of more than slc_topk candidates: the forced ones at both ends, and of those between the highest, in rounds. A score
+ * is the sum of a pair. */
+static __device__ void choose(const nsa_config &c, const float2 *pairs, int cur, ranked_block *list, int32_t *out)
 {
     const int from = c.slc_n_init, to = cur + 1 - c.slc_n_local, k = c.slc_topk - c.slc_n_init - c.slc_n_local;
     ranked_block best = {-2, 0};
     for (int first = from; k > 0 && first < to; first += ROUND) {
         int rank[PER_ROUND];
-        const int at = first + lane_index(), left = to - at;
 #pragma unroll
         for (int i = 0; i < PER_ROUND; i++) {
-            const float score = i * WARP < left ? own[at + i * WARP] + carry[at + i * WARP] : 0.0F;
-            rank[i] = i * WARP >= left ? -2 : score >= 0.0F ? __float_as_int(score) : -1;
+            const int j = first + i * WARP + lane_index();
+            const float2 pair = pairs[min(j, to - 1)]; /* any: the loads shall not wait for each other */
+            const float score = pair.x + pair.y;
+            rank[i] = j >= to ? -2 : score >= 0.0F ? __float_as_int(score) : -1;
         }
         merge(rank, first, k, &best, list);
     }
@@ -338,69 +417,85 @@ static __device__ void choose(const nsa_config &c, const float *own, const float
         out[from + lane_index()] = best.block;
 }
 
-/* The tokens' rows are complete: a warp for each. Not inlined: one for all kernels. */
-static __device__ void choose_blocks(const select_sm90_args &p, const tile &x, const warpgroup &wg)
+/* A tile's tokens, whose rows are complete: a warp for each. */
+static __device__ void choose_blocks(const select_sm90_args &p, const tile &x, const float *rows, int warp,
+                                     ranked_block *list)
 {
     const nsa_config &c = p.cfg.c;
-    for (int token = wg.warp; token < COLUMNS >> p.group_shift; token += WARPGROUP / WARP) {
-        const int64_t row = wg.first + token;
+    for (int token = warp; token < HALVES * COLUMNS >> p.group_shift; token += CHOOSERS / WARP) {
+        const int64_t row = x.first + token;
         if (row >= x.q.n)
             return;
         const int64_t t = position(x, row);
         const int cur = t < 0 ? -1 : (int)(t / c.slc_block);
         int32_t *out = (int32_t *)p.slc_idx.data + offset_of(p.slc_idx, x.s, x.q.start, row, x.head);
-        const float *own = wg.rows + token * 2 * p.n_slc;
         if (cur < c.slc_topk) /* all that there are */
             for (int j = lane_index(); j < c.slc_topk; j += WARP)
                 out[j] = j <= cur ? j : -1;
         else
-            choose(c, own, own + p.n_slc, cur, wg.best + wg.warp * WARP, out);
+            choose(c, (const float2 *)rows + token * p.n_slc, cur, list, out);
     }
 }
 
-template <int D, int GROUP> static __device__ void select_tiles(const select_sm90_args &p, shared<D> *sh, warpgroup wg)
+/* ---- The kernel */
+
+/* The rows of a tile's tokens; the next tile's are others. */
+static __device__ float *rows_of(const select_sm90_args &p, int turn)
+{
+    const int tokens = HALVES * COLUMNS >> p.group_shift;
+    return p.score + ((int64_t)blockIdx.x * 2 + turn) * tokens * 2 * p.n_slc;
+}
+
+template <int D, int GROUP> static __device__ void score_tiles(const select_sm90_args &p, shared<D> *sh)
 {
     const int tokens = COLUMNS >> p.group_shift;
-    const int lane = lane_index(), barrier = 1 + wg.index, first_slot = lane % 4 * SLOTS;
-    const float scale = p.cfg.scale * LOG2_E;
-    lane_place at;
-    at.token = first_slot >> p.group_shift;
-    at.row = wg.warp * 16 + lane / 4;
-    at.member = lane / 4 & ((1 << p.slc_shift) - 1);
-    at.writes = at.token << p.group_shift == first_slot;
-    const bool copies = threadIdx.x == 0;
-    ring from = {0, 0}, to = {0, 0};
-    for (int64_t item = blockIdx.x; item < p.n_tiles * p.cfg.c.n_heads_kv; item += gridDim.x) {
-        tile x;
+    ring from = {0, 0};
+    tile x;
+    int turn = 0;
+    for (int64_t item = blockIdx.x; item < n_items(p); item += gridDim.x) {
+        if (!find_tile(p, item, &x) || x.n_key_tiles == 0)
+            continue;
+        float *rows = rows_of(p, turn);
+        for (int half = 0; half < HALVES; half++)
+            load_q<D>(p, x, x.first + half * tokens, sh->q[half][0], sh->lse[half][0]);
+        fence_async();
+        bar_sync(LOADED, WARPGROUP);
+        bar_sync(CHOSEN + turn, WARPGROUP + CHOOSERS);
+        for (int token = (int)threadIdx.x; token < HALVES * tokens; token += WARPGROUP)
+            rows[token * 2 * p.n_slc] = 0.0F; /* block 0 has none before it */
+        switch (p.slc_shift) {
+        case 0: make_scores<D, GROUP, 1>(p, x, sh, rows, &from); break;
+        case 1: make_scores<D, GROUP, 2>(p, x, sh, rows, &from); break;
+        case 2: make_scores<D, GROUP, 4>(p, x, sh, rows, &from); break;
+        default: make_scores<D, GROUP, 8>(p, x, sh, rows, &from); break;
+        }
+        bar_arrive(SCORED + turn, WARPGROUP + CHOOSERS);
+        bar_sync(LOADED, WARPGROUP); /* all are done with q */
+        turn ^= 1;
+    }
+}
+
+static __device__ void choose_of_tiles(const select_sm90_args &p, int warp, ranked_block *list)
+{
+    tile x;
+    int turn = 0;
+    bar_arrive(CHOSEN, WARPGROUP + CHOOSERS);
+    bar_arrive(CHOSEN + 1, WARPGROUP + CHOOSERS);
+    for (int64_t item = blockIdx.x; item < n_items(p); item += gridDim.x) {
         if (!find_tile(p, item, &x))
             continue;
-        wg.first = x.first + wg.index * tokens;
-        at.t = (int)max64(position(x, wg.first + at.token), -1);
-        if (copies)
-            for (int i = 0; i < min(stages_of<D>, x.n_key_tiles); i++)
-                copy_keys<D>(p, x, i, sh, &to);
         if (x.n_key_tiles > 0)
-            load_q<D>(p, x, wg);
-        bar_sync(barrier, WARPGROUP);
-        for (int i = 0; i < x.n_key_tiles; i++) {
-            float s[COLUMNS / 2];
-            if (copies && i > 0 && i - 1 + stages_of<D> < x.n_key_tiles)
-                copy_keys<D>(p, x, i - 1 + stages_of<D>, sh, &to);
-            __syncwarp();
-            mbar_wait(&sh->full[from.stage], from.phase);
-            multiply<D>(s, sh->k[from.stage][0], wg.q);
-            if (lane == 0)
-                mbar_arrive(&sh->empty[from.stage]);
-            advance<D>(&from);
-            add_keys<GROUP>(p, wg, at, s, i, scale);
+            bar_sync(SCORED + turn, WARPGROUP + CHOOSERS);
+        choose_blocks(p, x, rows_of(p, turn), warp, list);
+        if (x.n_key_tiles > 0) {
+            bar_arrive(CHOSEN + turn, WARPGROUP + CHOOSERS);
+            turn ^= 1;
         }
-        bar_sync(barrier, WARPGROUP);
-        choose_blocks(p, x, wg);
     }
 }
 
 template <int D, int GROUP>
-static __global__ __launch_bounds__(THREADS, ctas_of<D>) void select_kernel(const __grid_constant__ select_sm90_args p)
+static __global__ __launch_bounds__(THREADS, 2) void select_kernel(const __grid_constant__ select_sm90_args p)
 {
     extern __shared__ __align__(1024) char memory[];
     shared<D> *sh = (shared<D> *)memory;
@@ -408,24 +503,23 @@ static __global__ __launch_bounds__(THREADS, ctas_of<D>) void select_kernel(cons
         prefetch_map(&p.k_map);
         for (int i = 0; i < stages_of<D>; i++) {
             mbar_init(&sh->full[i], 1);
-            mbar_init(&sh->empty[i], WARPGROUPS * WARPGROUP / WARP);
+            mbar_init(&sh->empty[i], WARPGROUP / WARP);
         }
         fence_mbar_init();
     }
     __syncthreads();
-    const int index = __shfl_sync(~0U, (int)threadIdx.x / WARPGROUP, 0); /* so that the compiler knows it uniform */
-    const int tokens = COLUMNS >> p.group_shift;
-    const warpgroup wg = {
-        index,
-        (int)threadIdx.x % WARPGROUP,
-        (int)threadIdx.x % WARPGROUP / WARP,
-        sh->q[index][0],
-        sh->lse[index][0],
-        p.score + ((int64_t)blockIdx.x * WARPGROUPS + index) * tokens * 2 * p.n_slc,
-        sh->best[index],
-        0,
-    };
-    select_tiles<D, GROUP>(p, sh, wg);
+    const int warp = __shfl_sync(~0U, (int)threadIdx.x / WARP, 0); /* so that the compiler knows it uniform */
+    if (warp < WARPGROUP / WARP) {
+        registers_up<SCORER_REGISTERS>();
+        score_tiles<D, GROUP>(p, sh);
+    } else {
+        registers_down<OTHERS_REGISTERS>();
+        const int chooser = warp - WARPGROUP / WARP - 1;
+        if (chooser >= 0)
+            choose_of_tiles(p, chooser, sh->best + chooser * WARP);
+        else if (lane_index() == 0)
+            copy_keys<D>(p, sh);
+    }
 }
 
 template <int D, int GROUP> static cudaError_t launch(const select_sm90_args *p, nsa_stream stream)
