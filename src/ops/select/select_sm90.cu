@@ -52,7 +52,7 @@ enum {
 };
 
 /* Registers of a thread: two CTAs of an SM were launched with 128. */
-enum { SCORER_REGISTERS = 184, OTHERS_REGISTERS = 72 };
+enum { SCORER_REGISTERS = 200, OTHERS_REGISTERS = 56 };
 
 /* Named barriers. Of the last two, one for each half of the rows of scores. */
 enum { LOADED = 1, SCORED = 2, CHOSEN = 4 };
@@ -240,41 +240,57 @@ typedef struct lane_place {
     float *pair; /* where its first score goes */
 } lane_place;
 
-/* Of a tile's keys: s -> scores of their blocks; then on to the next keys. GROUP: columns of one token in a thread. */
-template <int GROUP, int PER_SLC>
-static __device__ void add_keys(const select_sm90_args &p, const float (&s)[COLUMNS / 2], float scale, lane_place *at)
+static __device__ void load_lse(float (&lse)[SLOTS], const lane_place &at)
 {
-    constexpr int N = SLOTS / GROUP * 2; /* sums: token i / 2, key i % 2 */
-    float sum[N], carry[N], bias[4];
 #pragma unroll
-    for (int m = 0; m < SLOTS; m++) {
-        if (m % 4 == 0)
-            *(float4 *)bias = at->lse[m / 4];
+    for (int m = 0; m < SLOTS; m += 4)
+        *(float4 *)&lse[m] = at.lse[m / 4];
+}
+
+/* Of a tile's keys: s -> P of the thread's columns, in sum[2 b + r] of token b and key r. GROUP: columns of one token
+ * in a thread. */
+template <int GROUP>
+static __device__ void add_heads(float (&sum)[SLOTS / GROUP * 2], const float (&s)[COLUMNS / 2],
+                                 const float (&lse)[SLOTS], float scale)
+{
+#pragma unroll
+    for (int m = 0; m < SLOTS; m++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            const float prob = exp2_fast(fmaf(s[m / 2 * 4 + 2 * r + m % 2], scale, bias[m % 4]));
+            const float prob = exp2_fast(fmaf(s[m / 2 * 4 + 2 * r + m % 2], scale, lse[m]));
             float *to = &sum[m / GROUP * 2 + r];
             *to = m % GROUP == 0 ? prob : *to + prob;
         }
-    }
+}
+
+/* P -> scores of blocks. */
+template <int GROUP, int PER_SLC>
+static __device__ void add_keys(const select_sm90_args &p, float (&sum)[SLOTS / GROUP * 2], const lane_place &at)
+{
+    constexpr int N = SLOTS / GROUP * 2;
+    float carry[N];
     if (GROUP == SLOTS)
         for (int n = 1; n << 5 < 1 << p.group_shift; n *= 2) /* a group of several lanes */
             for (int r = 0; r < 2; r++)
                 sum[r] += __shfl_xor_sync(~0U, sum[r], n);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        sum[i] = at->last + i % 2 * 8 * p.cfg.c.cmp_stride <= i / 2 ? sum[i] : 0.0F;
-        carry[i] = at->carries ? sum[i] : 0.0F;
-        sum[i] *= at->weight;
+        sum[i] = at.last + i % 2 * 8 * p.cfg.c.cmp_stride <= i / 2 ? sum[i] : 0.0F;
+        carry[i] = at.carries ? sum[i] : 0.0F;
+        sum[i] *= at.weight;
     }
     add_lanes<PER_SLC>(sum);
     add_lanes<PER_SLC>(carry);
 #pragma unroll
     for (int i = 0; i < max(1, N / PER_SLC); i++) {
-        float *pair = at->pair + i / 2 * 2 * p.n_slc + i % 2 * 2 * (8 / PER_SLC);
+        float *pair = at.pair + i / 2 * 2 * p.n_slc + i % 2 * 2 * (8 / PER_SLC);
         pair[1] = sum[i];
         pair[2] = carry[i];
     }
+}
+
+template <int PER_SLC> static __device__ void to_next_keys(const select_sm90_args &p, lane_place *at)
+{
     at->last += KEYS * p.cfg.c.cmp_stride;
     at->pair += 2 * (KEYS / PER_SLC);
 }
@@ -306,46 +322,53 @@ static __device__ void make_scores(const select_sm90_args &p, const tile &x, sha
     lane_place at0 = place_of<GROUP, PER_SLC>(p, x, x.first, sh->lse[0][0], rows);
     lane_place at1 = place_of<GROUP, PER_SLC>(p, x, x.first + tokens, sh->lse[1][0], rows + tokens * 2 * p.n_slc);
     const int n = __shfl_sync(~0U, x.n_key_tiles, 0); /* so that the compiler knows it uniform */
-    float s0[COLUMNS / 2], s1[COLUMNS / 2];
+    float s0[COLUMNS / 2], s1[COLUMNS / 2], lse[SLOTS], sum0[SLOTS / GROUP * 2], sum1[SLOTS / GROUP * 2] = {};
+    load_lse(lse, at0);
     mbar_wait(&sh->full[from->stage], from->phase);
     multiply<D>(s0, sh->k[from->stage][0], sh->q[0][0]);
     for (int i = 0; i < n; i++) {
         uint64_t *empty = &sh->empty[from->stage];
         wait_for(s0);
         multiply<D>(s1, sh->k[from->stage][0], sh->q[1][0]);
-        add_keys<GROUP, PER_SLC>(p, s0, scale, &at0);
+        add_keys<GROUP, PER_SLC>(p, sum1, at1); /* of the keys before; the first time zeros where scores will follow */
+        if (i > 0)
+            to_next_keys<PER_SLC>(p, &at1);
+        add_heads<GROUP>(sum0, s0, lse, scale);
+        load_lse(lse, at1);
         advance<D>(from);
         wait_for(s1);
         if (lane_index() == 0)
             mbar_arrive(empty);
-        if (i + 1 < n) {
+        if (i + 1 < n)
             mbar_wait(&sh->full[from->stage], from->phase);
-            multiply<D>(s0, sh->k[from->stage][0], sh->q[0][0]);
-        }
-        add_keys<GROUP, PER_SLC>(p, s1, scale, &at1);
+        multiply<D>(s0, sh->k[from->stage][0], sh->q[0][0]); /* behind the last keys of anything, and for nothing */
+        add_keys<GROUP, PER_SLC>(p, sum0, at0);
+        to_next_keys<PER_SLC>(p, &at0);
+        add_heads<GROUP>(sum1, s1, lse, scale);
+        load_lse(lse, at0);
     }
+    wait_for(s0);
+    add_keys<GROUP, PER_SLC>(p, sum1, at1);
 }
 
 /* ---- Top-k, by a warp */
 
-/* Candidates of a round, in registers: number 32 i + lane. */
-enum { PER_ROUND = 16, ROUND = WARP * PER_ROUND };
-
-static __device__ int count_from(const int (&rank)[PER_ROUND], int best, int bound)
+/* Candidates of a round are in registers: rank[i] is of number 32 i + lane. */
+template <int N> static __device__ int count_from(const int (&rank)[N], int best, int bound)
 {
     int count = best >= bound;
 #pragma unroll
-    for (int i = 0; i < PER_ROUND; i++)
+    for (int i = 0; i < N; i++)
         count += rank[i] >= bound;
     return __reduce_add_sync(~0U, count);
 }
 
 /* The largest rank that at least k of candidates and best reach, or one below it that exactly k do. */
-static __device__ int kth_rank(const int (&rank)[PER_ROUND], int best, int k)
+template <int N> static __device__ int kth_rank(const int (&rank)[N], int best, int k)
 {
     int most = best;
 #pragma unroll
-    for (int i = 0; i < PER_ROUND; i++)
+    for (int i = 0; i < N; i++)
         most = max(most, rank[i]);
     int hi = __reduce_max_sync(~0U, most) + 1;
     for (int n = 1; k * n <= WARP / 2; n *= 2)
@@ -376,13 +399,14 @@ static __device__ void take(ranked_block x, int bound, int *ties, ranked_block *
 }
 
 /* best (of each lane one, by rising block): the k highest of it and of the blocks from `first` on. */
-static __device__ void merge(const int (&rank)[PER_ROUND], int first, int k, ranked_block *best, ranked_block *list)
+template <int N>
+static __device__ void merge(const int (&rank)[N], int first, int k, ranked_block *best, ranked_block *list)
 {
     const int bound = kth_rank(rank, best->rank, k);
     int ties = k - count_from(rank, best->rank, bound + 1), n = 0;
     take(*best, bound, &ties, list, &n);
 #pragma unroll
-    for (int i = 0; i < PER_ROUND; i++)
+    for (int i = 0; i < N; i++)
         if (__any_sync(~0U, rank[i] >= bound)) {
             const ranked_block b = {rank[i], first + i * WARP + lane_index()};
             take(b, bound, &ties, list, &n);
@@ -393,28 +417,37 @@ static __device__ void merge(const int (&rank)[PER_ROUND], int first, int k, ran
     __syncwarp();
 }
 
-/* Of more than slc_topk candidates: the forced ones at both ends, and of those between the highest, in rounds. A score
- * is the sum of a pair. */
-static __device__ void choose(const nsa_config &c, const float2 *pairs, int cur, ranked_block *list, int32_t *out)
+/* The k highest of the blocks from..to - 1, in rounds, by rising block a lane each. A score is the sum of a pair. */
+template <int N> static __device__ int highest(const float2 *pairs, int from, int to, int k, ranked_block *list)
 {
-    const int from = c.slc_n_init, to = cur + 1 - c.slc_n_local, k = c.slc_topk - c.slc_n_init - c.slc_n_local;
     ranked_block best = {-2, 0};
-    for (int first = from; k > 0 && first < to; first += ROUND) {
-        int rank[PER_ROUND];
+    for (int first = from; first < to; first += N * WARP) {
+        int rank[N];
 #pragma unroll
-        for (int i = 0; i < PER_ROUND; i++) {
+        for (int i = 0; i < N; i++) {
             const int j = first + i * WARP + lane_index();
             const float2 pair = pairs[min(j, to - 1)]; /* any: the loads shall not wait for each other */
-            const float score = pair.x + pair.y;
-            rank[i] = j >= to ? -2 : score >= 0.0F ? __float_as_int(score) : -1;
+            const int bits = __float_as_int(fmaxf(pair.x + pair.y, -1.0F)); /* NaN: those of -1.0F */
+            rank[i] = j < to ? max(bits, -1) : -2;
         }
         merge(rank, first, k, &best, list);
     }
-    for (int i = lane_index(); i < c.slc_topk; i += WARP) /* the forced ones, on both sides of best */
+    return best.block;
+}
+
+/* Of more than slc_topk candidates: the forced ones at both ends, and of those between the highest. */
+static __device__ void choose(const nsa_config &c, const float2 *pairs, int cur, ranked_block *list, int32_t *out)
+{
+    const int from = c.slc_n_init, to = cur + 1 - c.slc_n_local, k = c.slc_topk - c.slc_n_init - c.slc_n_local;
+    for (int i = lane_index(); i < c.slc_topk; i += WARP) /* the forced ones, on both sides of the others */
         if (i < from || i >= from + k)
             out[i] = i < from ? i : to + i - from - k;
+    if (k == 0)
+        return;
+    const int block =
+        to - from <= 4 * WARP ? highest<4>(pairs, from, to, k, list) : highest<16>(pairs, from, to, k, list);
     if (lane_index() < k)
-        out[from + lane_index()] = best.block;
+        out[from + lane_index()] = block;
 }
 
 /* A tile's tokens, whose rows are complete: a warp for each. */
