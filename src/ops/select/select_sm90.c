@@ -57,7 +57,7 @@ void select_sm90(const void *problem, arena *ws)
     const int64_t ctas_per_sm = cfg->d_qk <= SELECT_TWO_CTAS_D ? 2 : 1;
     a.n_ctas = min_i64(i64_mul(a.n_tiles, cfg->n_heads_kv), cuda_n_sms(p->ctx->device_index) * ctas_per_sm);
     a.n_slc = n_slc_blocks(cfg, p->seqs.max_k) + KEYS;
-    a.score = arena_take(ws, i64_mul(a.n_ctas * 2 * SELECT_HALVES * tokens * 2, a.n_slc), sizeof(float));
+    a.score = arena_take(ws, i64_mul(a.n_ctas * SELECT_ROW_SETS * SELECT_HALVES * tokens * 2, a.n_slc), sizeof(float));
     if (!arena_launches(ws))
         return;
     const map_rows k = k_rows(p);

@@ -1,7 +1,7 @@
 /*
- * Selection on Hopper: scores and top-k of a tile of tokens, of which no more than a row's scores ever exist.
+ * Selection on Hopper: scores and top-k of a tile of tokens, of which no more than two rows of scores ever exist.
  *
- *     S^T[key][column] = K_cmp q^T       wgmma, 64 keys by 128 columns (token, head) of a warpgroup
+ *     S^T[key][column] = K_cmp q^T       wgmma, 64 keys by 128 columns (token, head): a half of a tile
  *     p = 2^(scale' S - lse')            scale' = scale log2 e; lse' likewise
  *     P[key][token] = sum over heads     in the registers of one thread
  *     score[block][token]                over the keys that share tokens with the block: shuffles within a warp
@@ -14,27 +14,37 @@
  *
  * Scores. Block j has keys n j .. n j + n - 1 (n = slc_block/cmp_stride, up to 8: of one warp's 8 rows), and where
  * blocks of compression overlap (cmp_block = 2 cmp_stride) all but the last count twice, and the last of block j - 1
- * counts once: that one is kept apart, as the carry of j - 1, and added when all keys are done.
+ * counts once. A score is kept as a pair, whose sum it is: what the last key of block j - 1 carries, and block j's own.
  *
  *     gK -> sK (ring of stages, copy engine) -.
- *     gq -> sQ (once for a tile, by its users) -> rS -> rP -> gScore (own and carry; stays in L2) -> slc_idx
+ *     gq -> sQ (once for a tile, by its users) -> rS -> rP -> gScore (pairs; stays in L2) -> slc_idx
  *
  * Grid: persistent CTAs, n_ctas, two of an SM up to d = 128; tile i of CTA b is b + i n_ctas, the longest rows first.
- * Warps: two warpgroups with tokens of their own and the same keys; the first thread issues the copies of keys, too.
- * Barriers: full[stage] (copies -> warpgroups), empty[stage] (each warp of them -> copies), and a named one of each
- * warpgroup: sQ and lse are written / rows of scores are written.
- * Top-k: rounds of 512 candidates in a warp's registers, and the best so far; the bound by bisection over the bits of
- * scores, from what the best of each lane say on.
+ * Warps: a warpgroup that scores; a warp that copies keys; three that choose, of the tile before the one being scored.
+ * Order of a scorer: the products of a half run during the exponentials of the other, and its sums over heads become
+ * scores then, too: one stream of ex2, between whose instructions all others find their place.
+ * Barriers: full[stage] (copies -> scorers), empty[stage] (each warp of them -> copies); named: sQ and lse are written,
+ * or free / the rows of a tile are written -> choosers / are read -> scorers, these two for each of two sets of rows.
+ * Top-k: rounds of 128 or 512 candidates in a warp's registers, and the best so far; the bound by bisection over the
+ * bits of scores, from what the best of each lane say on.
  * Masks: a key that a token does not see has P = 0 by select, whatever its bits. Keys past the sequence are not seen.
  * Tokens with at most slc_topk candidates need no scores; a tile of such tokens reads nothing.
  * Numerics: S, p, P and scores in float32; ex2.approx (2 ulp); each score is made by the same chain of operations.
  *
- * Cost at 64k tokens, 64/4 heads, d 128: 2.2 TFLOP and 8.6 G exponentials, 3.0 and 2.4 ms at best, in parallel.
- * Measured on an H100 (2026-11-24): 6.25 ms, of which top-k 1.15; products alone 2.8, exponentials and sums alone 3.8.
- * 0.195 ms at 8k.
- * Tried on an H200 (2026-11-28, medians at 64k; this kernel 6.20 ms) and not kept: warpgroups that take turns at the
- * tensor cores by named barriers 6.13; the addresses of rows kept besides 6.19, of that without top-k 5.26; and besides
- * an eighth or a quarter of the exponentials by a polynomial 6.15, 6.40. What binds is not known.
+ * Cost at 64k tokens, 64/4 heads, d 128: 2.2 TFLOP and 8.6 G exponentials: 3.0 and 2.4 ms at best, in parallel.
+ * Measured on an H200 (2026-11-28, medians): 0.161 ms at 8k, 4.6 to 4.7 at 64k, 18.5 at 128k. Both the tensor cores and
+ * ex2 are busy half of the time. Of the 3660 cycles in which a scorer does 64 keys, it issues ex2 in some 2500, one in
+ * 16 to 19, which two warps of a quarter of an SM must share; it waits 410 for products, whose last ones the assembler
+ * issues behind most of the exponentials, and 150 for its other warps.
+ * Tried (H200, ms at 64k):
+ *  - two warpgroups that score whole tiles and then choose, two CTAs an SM: 6.15. Products (2.8 alone) and exponentials
+ *    (3.8) hardly overlap. In turns by named barriers 6.13; with an eighth or a quarter of the exponentials by a
+ *    polynomial 6.15, 6.40;
+ *  - one that scores halves and then chooses: 6.85. Between exponentials it did as many cycles of other work, and the
+ *    loads of top-k, with a branch for each, waited for each other;
+ *  - choosers apart, but lse read when it is wanted, and scores made at once: 4.83. LDS takes 130 cycles behind ex2,
+ *    which shares its queue.
+ * A fifth warp for copies alone, without moving registers, would leave 168 a thread: too few.
  */
 #include "cuda/sm90.cuh"
 #include "ops/select/select_sm90.h"
@@ -51,14 +61,13 @@ enum {
     K_BOX = KEYS * BOX_ROW,
 };
 
-/* Registers of a thread: two CTAs of an SM were launched with 128. */
+/* Of a thread; launched with 128. */
 enum { SCORER_REGISTERS = 200, OTHERS_REGISTERS = 56 };
 
-/* Named barriers. Of the last two, one for each half of the rows of scores. */
+/* Named barriers; of the last two one for each set of rows. */
 enum { LOADED = 1, SCORED = 2, CHOSEN = 4 };
 
-/* CTAs of an SM, as shared memory allows, and then stages. */
-template <int D> constexpr int ctas_of = D <= SELECT_TWO_CTAS_D ? 2 : 1;
+/* As shared memory allows, after the CTAs of an SM. */
 template <int D> constexpr int stages_of = D == 64 || D == 192 ? 4 : 2;
 
 /* A block and its rank: the bits of its score, which order like the numbers; NaN is -1, none is -2. */
@@ -202,8 +211,8 @@ static __device__ void wait_for(float (&s)[COLUMNS / 2])
 
 /* ---- Scores */
 
-/* Sums of each v[i] over the LANES lanes that differ in lane / 4 % LANES only. They share them out: a lane keeps the
- * first max(1, N / LANES), of those from kept<N, LANES>() on. */
+/* Sums of each v[i] over the LANES lanes that differ in lane / 4 % LANES only, who share them out: a lane's are the
+ * first max(1, N / LANES), and were numbers kept<LANES, N>() and up. */
 template <int LANES, int N> static __device__ void add_lanes(float (&v)[N])
 {
     int n = N;
@@ -240,6 +249,11 @@ typedef struct lane_place {
     float *pair; /* where its first score goes */
 } lane_place;
 
+/* A thread has SLOTS / GROUP tokens in a half, GROUP columns of each. It does a few of them at a time, as registers
+ * allow: a part. Their sums are those of token i / 2 and key i % 2. */
+template <int GROUP> constexpr int part_tokens = SLOTS / GROUP < 4 ? SLOTS / GROUP : 4;
+template <int GROUP> constexpr int n_parts = SLOTS / GROUP / part_tokens<GROUP>;
+
 static __device__ void load_lse(float (&lse)[SLOTS], const lane_place &at)
 {
 #pragma unroll
@@ -247,27 +261,30 @@ static __device__ void load_lse(float (&lse)[SLOTS], const lane_place &at)
         *(float4 *)&lse[m] = at.lse[m / 4];
 }
 
-/* Of a tile's keys: s -> P of the thread's columns, in sum[2 b + r] of token b and key r. GROUP: columns of one token
- * in a thread. */
+/* s -> P of a part. */
 template <int GROUP>
-static __device__ void add_heads(float (&sum)[SLOTS / GROUP * 2], const float (&s)[COLUMNS / 2],
+static __device__ void add_heads(float (&sum)[2 * part_tokens<GROUP>], int part, const float (&s)[COLUMNS / 2],
                                  const float (&lse)[SLOTS], float scale)
 {
+    constexpr int N = part_tokens<GROUP> * GROUP;
 #pragma unroll
-    for (int m = 0; m < SLOTS; m++)
+    for (int i = 0; i < N; i++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
+            const int m = part * N + i;
             const float prob = exp2_fast(fmaf(s[m / 2 * 4 + 2 * r + m % 2], scale, lse[m]));
-            float *to = &sum[m / GROUP * 2 + r];
-            *to = m % GROUP == 0 ? prob : *to + prob;
+            float *to = &sum[i / GROUP * 2 + r];
+            *to = i % GROUP == 0 ? prob : *to + prob;
         }
 }
 
-/* P -> scores of blocks. */
+/* P of a part -> scores of blocks. */
 template <int GROUP, int PER_SLC>
-static __device__ void add_keys(const select_sm90_args &p, float (&sum)[SLOTS / GROUP * 2], const lane_place &at)
+static __device__ void add_keys(const select_sm90_args &p, float (&sum)[2 * part_tokens<GROUP>], int part,
+                                const lane_place &at)
 {
-    constexpr int N = SLOTS / GROUP * 2;
+    constexpr int N = 2 * part_tokens<GROUP>;
+    const int first = part * part_tokens<GROUP>;
     float carry[N];
     if (GROUP == SLOTS)
         for (int n = 1; n << 5 < 1 << p.group_shift; n *= 2) /* a group of several lanes */
@@ -275,7 +292,7 @@ static __device__ void add_keys(const select_sm90_args &p, float (&sum)[SLOTS / 
                 sum[r] += __shfl_xor_sync(~0U, sum[r], n);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        sum[i] = at.last + i % 2 * 8 * p.cfg.c.cmp_stride <= i / 2 ? sum[i] : 0.0F;
+        sum[i] = at.last + i % 2 * 8 * p.cfg.c.cmp_stride <= first + i / 2 ? sum[i] : 0.0F;
         carry[i] = at.carries ? sum[i] : 0.0F;
         sum[i] *= at.weight;
     }
@@ -283,9 +300,23 @@ static __device__ void add_keys(const select_sm90_args &p, float (&sum)[SLOTS / 
     add_lanes<PER_SLC>(carry);
 #pragma unroll
     for (int i = 0; i < max(1, N / PER_SLC); i++) {
-        float *pair = at.pair + i / 2 * 2 * p.n_slc + i % 2 * 2 * (8 / PER_SLC);
+        float *pair = at.pair + (first + i / 2) * 2 * p.n_slc + i % 2 * 2 * (8 / PER_SLC);
         pair[1] = sum[i];
         pair[2] = carry[i];
+    }
+}
+
+/* Of a half: s -> scores, each part's during the exponentials of the next. Before them those of the last part of the
+ * other half; its own last part is left in sum. */
+template <int GROUP, int PER_SLC>
+static __device__ void add_half(const select_sm90_args &p, float (&sum)[2 * part_tokens<GROUP>],
+                                const float (&s)[COLUMNS / 2], const float (&lse)[SLOTS], float scale,
+                                const lane_place &at, const lane_place &before)
+{
+#pragma unroll
+    for (int part = 0; part < n_parts<GROUP>; part++) {
+        add_keys<GROUP, PER_SLC>(p, sum, (part == 0 ? n_parts<GROUP> : part) - 1, part == 0 ? before : at);
+        add_heads<GROUP>(sum, part, s, lse, scale);
     }
 }
 
@@ -295,17 +326,17 @@ template <int PER_SLC> static __device__ void to_next_keys(const select_sm90_arg
     at->pair += 2 * (KEYS / PER_SLC);
 }
 
-/* Of the tokens of a half, from `first` on. */
+/* Of the tokens from `first` on. A position before the first token is before all of a thread's tokens. */
 template <int GROUP, int PER_SLC>
 static __device__ lane_place place_of(const select_sm90_args &p, const tile &x, int64_t first, const float *lse,
                                       float *rows)
 {
     const nsa_config &c = p.cfg.c;
     const int lane = lane_index(), token = lane % 4 * SLOTS >> p.group_shift;
-    const int key = (int)threadIdx.x / WARP * 16 + lane / 4, kept_first = kept<PER_SLC, SLOTS / GROUP * 2>();
+    const int key = (int)threadIdx.x / WARP * 16 + lane / 4, kept_first = kept<PER_SLC, 2 * part_tokens<GROUP>>();
     const bool is_last = lane / 4 % PER_SLC == PER_SLC - 1, overlap = c.cmp_block > c.cmp_stride;
     lane_place at;
-    at.last = key * c.cmp_stride + c.cmp_block - 1 - (int)max64(position(x, first + token), -1);
+    at.last = key * c.cmp_stride + c.cmp_block - 1 - (int)max64(position(x, first + token), -SLOTS);
     at.weight = overlap && !is_last ? 2.0F : 1.0F;
     at.carries = overlap && is_last;
     at.lse = (const float4 *)(lse + lane % 4 * LSE_ROW);
@@ -322,7 +353,7 @@ static __device__ void make_scores(const select_sm90_args &p, const tile &x, sha
     lane_place at0 = place_of<GROUP, PER_SLC>(p, x, x.first, sh->lse[0][0], rows);
     lane_place at1 = place_of<GROUP, PER_SLC>(p, x, x.first + tokens, sh->lse[1][0], rows + tokens * 2 * p.n_slc);
     const int n = __shfl_sync(~0U, x.n_key_tiles, 0); /* so that the compiler knows it uniform */
-    float s0[COLUMNS / 2], s1[COLUMNS / 2], lse[SLOTS], sum0[SLOTS / GROUP * 2], sum1[SLOTS / GROUP * 2] = {};
+    float s0[COLUMNS / 2], s1[COLUMNS / 2], lse[SLOTS], sum[2 * part_tokens<GROUP>] = {};
     load_lse(lse, at0);
     mbar_wait(&sh->full[from->stage], from->phase);
     multiply<D>(s0, sh->k[from->stage][0], sh->q[0][0]);
@@ -330,25 +361,24 @@ static __device__ void make_scores(const select_sm90_args &p, const tile &x, sha
         uint64_t *empty = &sh->empty[from->stage];
         wait_for(s0);
         multiply<D>(s1, sh->k[from->stage][0], sh->q[1][0]);
-        add_keys<GROUP, PER_SLC>(p, sum1, at1); /* of the keys before; the first time zeros where scores will follow */
+        add_half<GROUP, PER_SLC>(p, sum, s0, lse, scale, at0,
+                                 at1); /* at1 gets zeros first, and scores in their place */
+        load_lse(lse, at1);
         if (i > 0)
             to_next_keys<PER_SLC>(p, &at1);
-        add_heads<GROUP>(sum0, s0, lse, scale);
-        load_lse(lse, at1);
         advance<D>(from);
         wait_for(s1);
         if (lane_index() == 0)
             mbar_arrive(empty);
         if (i + 1 < n)
             mbar_wait(&sh->full[from->stage], from->phase);
-        multiply<D>(s0, sh->k[from->stage][0], sh->q[0][0]); /* behind the last keys of anything, and for nothing */
-        add_keys<GROUP, PER_SLC>(p, sum0, at0);
-        to_next_keys<PER_SLC>(p, &at0);
-        add_heads<GROUP>(sum1, s1, lse, scale);
+        multiply<D>(s0, sh->k[from->stage][0], sh->q[0][0]); /* after the last keys: of anything, not used */
+        add_half<GROUP, PER_SLC>(p, sum, s1, lse, scale, at1, at0);
         load_lse(lse, at0);
+        to_next_keys<PER_SLC>(p, &at0);
     }
     wait_for(s0);
-    add_keys<GROUP, PER_SLC>(p, sum1, at1);
+    add_keys<GROUP, PER_SLC>(p, sum, n_parts<GROUP> - 1, at1);
 }
 
 /* ---- Top-k, by a warp */
@@ -472,13 +502,14 @@ static __device__ void choose_blocks(const select_sm90_args &p, const tile &x, c
 
 /* ---- The kernel */
 
-/* The rows of a tile's tokens; the next tile's are others. */
+/* The rows of a tile's tokens: two sets, in turn. */
 static __device__ float *rows_of(const select_sm90_args &p, int turn)
 {
     const int tokens = HALVES * COLUMNS >> p.group_shift;
-    return p.score + ((int64_t)blockIdx.x * 2 + turn) * tokens * 2 * p.n_slc;
+    return p.score + ((int64_t)blockIdx.x * SELECT_ROW_SETS + turn) * tokens * 2 * p.n_slc;
 }
 
+/* By a warpgroup. */
 template <int D, int GROUP> static __device__ void score_tiles(const select_sm90_args &p, shared<D> *sh)
 {
     const int tokens = COLUMNS >> p.group_shift;
@@ -502,12 +533,14 @@ template <int D, int GROUP> static __device__ void score_tiles(const select_sm90
         case 2: make_scores<D, GROUP, 4>(p, x, sh, rows, &from); break;
         default: make_scores<D, GROUP, 8>(p, x, sh, rows, &from); break;
         }
+        __threadfence_block();
         bar_arrive(SCORED + turn, WARPGROUP + CHOOSERS);
         bar_sync(LOADED, WARPGROUP); /* all are done with q */
         turn ^= 1;
     }
 }
 
+/* By a warp: every third token of all tiles. */
 static __device__ void choose_of_tiles(const select_sm90_args &p, int warp, ranked_block *list)
 {
     tile x;

@@ -7,6 +7,8 @@
 /* A tile of tokens: halves of so many columns of scores, a token's heads side by side. */
 enum { SELECT_COLUMNS = 128, SELECT_HALVES = 2 };
 
+enum { SELECT_ROW_SETS = 2 }; /* one is written, one is read */
+
 enum { SELECT_TWO_CTAS_D = 128 }; /* up to this d_qk an SM holds two CTAs */
 
 enum { SELECT_MAX_FREE = 32 }; /* of the selected blocks, forced ones not counted: a lane of a warp each */
@@ -21,7 +23,8 @@ typedef struct select_sm90_args {
     int32_t slc_shift;   /* slc_block = cmp_stride << slc_shift */
     int64_t n_tiles, n_ctas;
     int64_t n_slc; /* blocks of the longest sequence, and those of its last tile of keys */
-    float *score;  /* [n_ctas][token of a tile][own, carry][n_slc] */
+    float
+        *score; /* [n_ctas][SELECT_ROW_SETS][token of a tile][n_slc][2]: a pair is what is carried over, and its own */
 } select_sm90_args;
 
 NSA_LAUNCH launch_select_sm90(const select_sm90_args *p, nsa_stream stream);
