@@ -169,6 +169,17 @@ __device__ inline void copy_bytes(void *dst, const void *src, uint32_t bytes, ui
                  : "memory");
 }
 
+/* The same of what nobody reads again: it makes room in the second-level cache before all else does. */
+__device__ inline void copy_bytes_once(void *dst, const void *src, uint32_t bytes, uint64_t *bar)
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+                 "[%3], %4;" ::"r"(shared_address(dst)),
+                 "l"(src), "r"(bytes), "r"(shared_address(bar)), "l"(policy)
+                 : "memory");
+}
+
 /* BYTES (4, 8 or 16) of one thread, which waits until at most N groups of its copies are under way. */
 template <int BYTES> __device__ inline void copy_async(void *dst, const void *src)
 {
@@ -240,13 +251,23 @@ __device__ inline int in_box(int row, int channel)
 
 /* ---- Clusters of CTAs, which reach each other's shared memory */
 
-/* All threads of all CTAs, with their whole warps. */
-__device__ inline void cluster_sync()
+/* All threads of all CTAs, with their whole warps: each arrives, and waits until all have. */
+__device__ inline void cluster_arrive()
 {
     __syncwarp();
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+__device__ inline void cluster_wait()
+{
+    __syncwarp();
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ inline void cluster_sync()
+{
+    cluster_arrive();
+    cluster_wait();
 }
 
 /* Where p, in this CTA's shared memory, lies in that of CTA `rank`. */
