@@ -270,7 +270,7 @@ __device__ inline void cluster_sync()
     cluster_wait();
 }
 
-/* Where p, in this CTA's shared memory, lies in that of CTA `rank`. */
+/* Where p, in this CTA's shared memory, lies in that of CTA `rank`; and stores there. */
 __device__ inline uint32_t in_cta(const void *p, int rank)
 {
     uint32_t at;
@@ -278,21 +278,15 @@ __device__ inline uint32_t in_cta(const void *p, int rank)
     return at;
 }
 
-__device__ inline float2 load_2(uint32_t at)
+__device__ inline void store_2(uint32_t at, const float2 &x)
 {
-    float2 x;
-    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at) : "memory");
-    return x;
+    asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(x.x), "f"(x.y) : "memory");
 }
 
-__device__ inline float4 load_4(uint32_t at)
+__device__ inline void store_4(uint32_t at, const float4 &x)
 {
-    float4 x;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-                 : "r"(at)
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
                  : "memory");
-    return x;
 }
 
 /* ---- Registers of a warpgroup. Those of a block give and take what it was launched with: more than that waits forever

@@ -5,7 +5,30 @@
  *     S[head][key] = q k^T         mma.sync, the heads of a group as its 16 rows; logits of cmp go to the workspace
  *     p = 2^(S' - max), o += p v   online softmax, each warp for its own keys
  *     lse of cmp over the cluster -> P[key] = sum over heads -> score[block] -> slc_idx, by each CTA for itself
- *     o of the warps and branches, weighted by their gates, then of the CTAs: added in the order of ranks
+ *     o of the branches, weighted by lse and gates, of the warps, then of the CTAs: added in the order of ranks
+ *
+ * Rows come in stages of 64: four tiles of 16 rows, each of which lies in one piece in a page, a ring or the call's
+ * tensors, or in few. Four warps read, one for K and one for V of each of the ring's two slots: a lane asks the copy
+ * engine for a tile, so that reading costs few instructions and 64 KiB of a CTA are under way. Four warps attend, each
+ * with four rows of every tile. Rows lie in a slot as in memory, so ldmatrix would meet bank conflicts; see
+ * multiply_q. The first stages of the window are known before the selected blocks: they are there when blocks are
+ * selected. Where the branches share K and V, tiles of the window that are selected, too, are read once for both.
+ *
+ * New tokens are read from the call's tensors and blocks that they complete are made by each CTA that reads them, so
+ * that no unit waits for another's writes. Rings and lengths are written by the unit of a sequence that is the last to
+ * have read (a counter in the state): the order of units changes no result.
+ *
+ * Grid: a cluster for each (token, kv head), of so many CTAs that few units fill the device, two on an SM. Logits of
+ * more than 256 MiB come in several launches.
+ * Barriers: see the names in decode_sm90.cuh; the ring's, full and free of each slot; the cluster's, for sums of
+ * exponentials, P, sums again and o, which CTAs write into each other's shared memory ahead of it.
+ * Numerics: S, p, P, scores, o in float32; p rounded to bf16 for p v; o is rounded once, after the gates.
+ *
+ * Roofline: bytes. At 64k tokens and 32 sequences, 64/4 heads, 369 MB, 85 us at 4.35 TB/s.
+ *
+ * Tried: cp.async of 16 bytes by all lanes into a ring of each warp and logits in shared memory: 515 us there, since a
+ * tile took a warp about 900 instructions, one after the other, and a long sequence a cluster of eight CTAs that did
+ * not fit two on an SM. One reading warp for all four parts of the ring: 168 us; a stage took it 2 us to ask for.
  */
 #include "nsa/decode_sm90.cuh"
 #include "ops/select/block_score.cuh"
@@ -163,6 +186,7 @@ static __device__ void put_sums(const sums &a, max_sum *of_heads)
 static __device__ void load_q(const decode_sm90 &p, const work &w, shared *sh)
 {
     const int group = p.cache.cfg.group;
+#pragma unroll
     for (int i = threadIdx.x; i < NSA_N_BRANCHES * HEADS * ROW / 16; i += ATTENDING) {
         const int b = i / (HEADS * ROW / 16), h = i / (ROW / 16) % HEADS, piece = i % (ROW / 16);
         const nsa_tensor &t = p.q[b];
@@ -199,25 +223,28 @@ static __device__ max_sum of_all_warps(const shared *sh, int b, int h)
     return x;
 }
 
-/* Over all keys of the cluster: log2 of the sum of 2^logit, of branches first .. last. Heads beyond the group count
- * nothing. */
-static __device__ void find_lse(const decode_sm90 &p, shared *sh, int first, int last)
+/* Over all keys of the cluster: log2 of the sum of 2^logit, of n branches. Each CTA writes its part to all, into parts
+ * [branch][CTA][head], that no CTA of the cluster uses any more. Heads beyond the group count nothing. */
+static __device__ void find_lse(const decode_sm90 &p, const work &w, shared *sh, int first, int n, max_sum *parts)
 {
-    const int b = first + threadIdx.x / HEADS, h = threadIdx.x % HEADS;
+    const int b = threadIdx.x / HEADS, h = threadIdx.x % HEADS;
     bar_sync(ATTENDED, ATTENDING);
-    if (b <= last)
-        sh->of_cta[b][h] = of_all_warps(sh, b, h);
-    if (p.cluster > 1)
-        cluster_sync();
-    if (b <= last) {
-        max_sum x = sh->of_cta[b][h];
-        if (p.cluster > 1) {
-            x = make_float2(-INFINITY, 0.0F);
-#pragma unroll 4
-            for (int r = 0; r < p.cluster; r++)
-                x = join(x, load_2(in_cta(&sh->of_cta[b][h], r)));
+    if (p.cluster > 1) {
+        for (int k = 0; k < n; k++) {
+            const max_sum x = of_all_warps(sh, first + k, h);
+            for (int r = b; r < p.cluster; r += ATTENDING / HEADS)
+                store_2(in_cta(&parts[(k * p.cluster + w.rank) * HEADS + h], r), x);
         }
-        sh->lse[b][h] = h < p.cache.cfg.group ? x.x + log2f(x.y) : INFINITY;
+        cluster_sync();
+    }
+    if (b < n) {
+        max_sum x = make_float2(-INFINITY, 0.0F);
+        if (p.cluster == 1)
+            x = of_all_warps(sh, first + b, h);
+        else
+            for (int r = 0; r < p.cluster; r++)
+                x = join(x, parts[(b * p.cluster + r) * HEADS + h]);
+        sh->lse[first + b][h] = h < p.cache.cfg.group ? x.x + log2f(x.y) : INFINITY;
     }
     bar_sync(ATTENDED, ATTENDING);
 }
@@ -260,6 +287,8 @@ static __device__ void sum_heads(const decode_sm90 &p, const work &w, const shar
             }
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
+            if (first + k >= n)
+                break;
             float x[2][2];
 #pragma unroll
             for (int i = 0; i < 2; i++) {
@@ -273,25 +302,25 @@ static __device__ void sum_heads(const decode_sm90 &p, const work &w, const shar
                 y[c] = (upper_i ? x[1][c] : x[0][c]) + __shfl_xor_sync(~0U, upper_i ? x[0][c] : x[1][c], 16);
             z = (upper_c ? y[1] : y[0]) + __shfl_xor_sync(~0U, upper_c ? y[0] : y[1], 8);
             z += __shfl_xor_sync(~0U, z, 4);
-            if (first + k < n && l % 8 < 4)
+            if (l % 8 < 4)
                 sum[stage_at(p, w, NSA_CMP, first + k) * STAGE + tile_of_key(l % 4, upper_c) * TILE +
                     row_of_key(upper_i, upper_c)] = z;
         }
     }
 }
 
-/* P of the others' rows, from where they lie there. */
-static __device__ void gather_sums(const decode_sm90 &p, const work &w, float *sum)
+/* P of the CTA's own rows, to the others. */
+static __device__ void spread_sums(const decode_sm90 &p, const work &w, float *sum)
 {
-    cluster_sync();
-    const int32_t n = w.n_tiles[NSA_CMP] * TILE;
-#pragma unroll 4
-    for (int32_t i = 4 * threadIdx.x; i < n; i += 4 * ATTENDING) {
-        const int from = i / STAGE % p.cluster;
-        if (from != w.rank)
-            *(float4 *)(sum + i) = load_4(in_cta(sum + i, from));
+    enum { PER_STAGE = STAGE / 4 };
+    bar_sync(ATTENDED, ATTENDING);
+    const int others = p.cluster - 1, n = n_stages(p, w, NSA_CMP) * PER_STAGE * others;
+    for (int i = threadIdx.x; i < n; i += ATTENDING) {
+        const int k = i / others, to = (w.rank + 1 + i % others) % p.cluster;
+        float *const x = sum + stage_at(p, w, NSA_CMP, k / PER_STAGE) * STAGE + k % PER_STAGE * 4;
+        store_4(in_cta(x, to), *(const float4 *)x);
     }
-    cluster_arrive();
+    cluster_sync();
 }
 
 /* Orders blocks: the higher score first, then the lower block; NaN is below all numbers. 0 is no block. */
@@ -387,12 +416,12 @@ static __device__ void choose_blocks(const decode_sm90 &p, const work &w, shared
     const int32_t from = c.slc_n_init, to = w.cur + 1 - c.slc_n_local;
     sum_heads(p, w, sh, sum);
     if (p.cluster > 1)
-        gather_sums(p, w, sum);
-    bar_sync(ATTENDED, ATTENDING);
+        spread_sums(p, w, sum);
+    else
+        bar_sync(ATTENDED, ATTENDING);
     for (int32_t j = from + threadIdx.x; j < to; j += ATTENDING)
         score[j] = block_score<int32_t>(c, sum + w.shift, w.n_cmp, j);
-    if (p.cluster > 1)
-        cluster_wait(); /* the others have read P: here goes the list now */
+    bar_sync(ATTENDED, ATTENDING); /* the list takes the place of P */
     choose(c, sh, score, (uint64_t *)sum, from, to, c.slc_topk - c.slc_n_init - c.slc_n_local);
 }
 
@@ -442,10 +471,13 @@ static __device__ void write_o(const decode_sm90 &p, const work &w, int i, const
     *(uint2 *)((bf16 *)p.o.data + at + channel) = make_uint2(pack2(x.x, x.y), pack2(x.z, x.w));
 }
 
-/* Of the warps and, in the order of ranks, of the CTAs. */
-static __device__ void combine(const decode_sm90 &p, const work &w, float4 *o)
+/* Of the warps and, in the order of ranks, of the CTAs: each CTA adds up some vectors, which the others write to it, to
+ * parts[CTA][vector]. */
+static __device__ void combine(const decode_sm90 &p, const work &w, const float4 *o, float4 *parts)
 {
+    const int mine = N_VECTORS / p.cluster;
     bar_sync(ATTENDED, ATTENDING);
+#pragma unroll
     for (int i = threadIdx.x; i < N_VECTORS; i += ATTENDING) {
         float4 x = o[i];
 #pragma unroll
@@ -454,20 +486,18 @@ static __device__ void combine(const decode_sm90 &p, const work &w, float4 *o)
         if (p.cluster == 1)
             write_o(p, w, i, x);
         else
-            o[i] = x;
+            store_4(in_cta(parts + w.rank * mine + i % mine, i / mine), x);
     }
     if (p.cluster == 1)
         return;
     cluster_sync();
-    const int mine = N_VECTORS / p.cluster;
-    for (int i = w.rank * mine + threadIdx.x; i < (w.rank + 1) * mine; i += ATTENDING) {
-        float4 x = load_4(in_cta(o + i, 0));
-#pragma unroll 5
+    for (int i = threadIdx.x; i < mine; i += ATTENDING) {
+        float4 x = parts[i];
+#pragma unroll 4
         for (int r = 1; r < p.cluster; r++)
-            x = add(x, load_4(in_cta(o + i, r)));
-        write_o(p, w, i, x);
+            x = add(x, parts[r * mine + i]);
+        write_o(p, w, w.rank * mine + i, x);
     }
-    cluster_sync(); /* what others read stays until they have */
 }
 
 /* ---- The cache */
@@ -522,7 +552,7 @@ static __device__ void finish(const decode_sm90 &p, const work &w)
 
 /* ---- The kernel */
 
-/* The s-th stage: K and V as they arrive; and their places free again, once what was read has been used. */
+/* The s-th stage: K and V as they arrive; and their places free again. */
 static __device__ unsigned wait_for_k(shared *sh, uint32_t s)
 {
     mbar_wait(&sh->k_full[s % SLOTS], s / SLOTS % 2);
@@ -536,6 +566,7 @@ static __device__ void wait_for_v(shared *sh, uint32_t s)
 
 static __device__ void let_go(uint64_t *free)
 {
+    fence_async(); /* or the next copy would overtake reads that have only been asked for */
     __syncwarp();
     if (lane_index() == 0)
         mbar_arrive(free);
@@ -590,52 +621,49 @@ static __device__ void attend_both(const decode_sm90 &p, const work &w, shared *
     let_go(&sh->v_free[slot]);
 }
 
-/* The reading warp. The first stages of the window are under way while blocks are selected. */
-template <bool SHARED_KV> static __device__ void read_all(const decode_sm90 &p, work &w, shared *sh)
+/* A reading warp. The first stages of the window are under way while blocks are selected. */
+template <bool SHARED_KV> static __device__ void read_all(const decode_sm90 &p, work &w, shared *sh, int part, int slot)
 {
     const int32_t n_cmp = n_stages(p, w, NSA_CMP), n_known = n_cmp + n_stages(p, w, NSA_WIN);
     const int32_t pause = min(n_known, n_cmp + SLOTS);
     int32_t n = n_known;
-    for (int32_t s = 0; s <= n; s++) {
-        if (s == pause) {
-            for (int k = 0; k < (p.cluster == 1 ? 0 : w.scored ? 3 : 1); k++)
+    bool paused = false;
+    for (int32_t s = slot; s < n || !paused; s += SLOTS) {
+        if (s >= pause && !paused) {
+            for (int k = 0; k < (p.cluster == 1 ? 0 : w.scored ? 2 : 1); k++)
                 cluster_sync();
-            bar_sync(SELECTED, ATTENDING + READING);
+            bar_sync(SELECTED, THREADS);
             w.selected = selected_block(p, w, sh);
             deal_selected(p, &w);
             n += n_stages(p, w, NSA_SLC);
+            paused = true;
         }
-        const int branch = s < n_cmp ? NSA_CMP : s < n_known ? NSA_WIN : NSA_SLC;
-        if (s < n)
-            read_stage<SHARED_KV>(p, w, sh, branch,
-                                  s - (branch == NSA_CMP   ? 0
-                                       : branch == NSA_WIN ? n_cmp
-                                                           : n_known),
-                                  (uint32_t)s);
+        if (s < n) {
+            const int branch = s < n_cmp ? NSA_CMP : s < n_known ? NSA_WIN : NSA_SLC;
+            const int32_t before = branch == NSA_CMP ? 0 : branch == NSA_WIN ? n_cmp : n_known;
+            read_stage<SHARED_KV>(p, w, sh, part, branch, s - before, slot, (uint32_t)s / SLOTS % 2 ^ 1);
+        }
     }
-    if (p.cluster > 1)
-        cluster_sync();
-    else
-        bar_sync(HAS_READ, ATTENDING + READING);
 }
 
 /* The warps that attend. */
 template <bool SHARED_KV>
 static __device__ void attend_all(const decode_sm90 &p, work &w, shared *sh, float *sum, float *score)
 {
+    const int32_t n_cmp = n_stages(p, w, NSA_CMP), n_win = n_stages(p, w, NSA_WIN);
     sums slc, win;
     uint32_t s = 0;
     load_q(p, w, sh);
     load_gates(p, w, sh);
     bar_sync(ATTENDED, ATTENDING);
     clear(&slc);
-    for (int32_t i = 0; i < n_stages(p, w, NSA_CMP); i++)
+    for (int32_t i = 0; i < n_cmp; i++)
         attend(p, sh, NSA_CMP, s++, &slc, w.scored ? logits_at(p, w, i) : NULL);
     put_sums(slc, sh->of_warp[NSA_CMP][warp_index()]);
-    find_lse(p, sh, NSA_CMP, NSA_CMP);
+    find_lse(p, w, sh, NSA_CMP, 1, sh->of_ctas[0]);
     if (w.scored)
         choose_blocks(p, w, sh, sum, score);
-    bar_arrive(SELECTED, ATTENDING + READING);
+    bar_arrive(SELECTED, THREADS);
     w.selected = selected_block(p, w, sh);
     deal_selected(p, &w);
     put(sh, slc, (float4 *)sum);
@@ -645,20 +673,20 @@ static __device__ void attend_all(const decode_sm90 &p, work &w, shared *sh, flo
 
     clear(&slc);
     clear(&win);
-    for (int32_t i = 0; i < n_stages(p, w, NSA_WIN); i++)
+    for (int32_t i = 0; i < n_win; i++)
         if (SHARED_KV)
             attend_both(p, w, sh, i, s++, &slc, &win);
         else
             attend(p, sh, NSA_WIN, s++, &win, NULL);
-    for (int32_t i = 0; i < n_stages(p, w, NSA_SLC); i++)
+    for (int32_t n = n_stages(p, w, NSA_SLC); n > 0; n--)
         attend(p, sh, NSA_SLC, s++, &slc, NULL);
     put_sums(slc, sh->of_warp[NSA_SLC][warp_index()]);
     put_sums(win, sh->of_warp[NSA_WIN][warp_index()]);
     if (p.cluster == 1)
-        bar_arrive(HAS_READ, ATTENDING + READING);
-    find_lse(p, sh, NSA_SLC, NSA_WIN);
+        bar_arrive(HAS_READ, ATTENDING + WARP);
+    find_lse(p, w, sh, NSA_SLC, 2, (max_sum *)sh->q[NSA_CMP]);
     put_more(sh, slc, win, (float4 *)sum);
-    combine(p, w, (float4 *)sum);
+    combine(p, w, (float4 *)sum, (float4 *)sh->k);
 }
 
 template <bool SHARED_KV>
@@ -669,7 +697,12 @@ static __global__ __launch_bounds__(THREADS, DECODE_CTAS) void decode_kernel(con
     float *const sum = (float *)(memory + DECODE_FIXED_BYTES);
     float *const score = sum + decode_sums_bytes(p.max_stages, p.max_blocks) / 4;
     work w;
-    if (!find_work<SHARED_KV>(p, &w))
+    if (p.cluster > 1)
+        cluster_arrive();
+    const bool found = find_work<SHARED_KV>(p, &w);
+    if (p.cluster > 1)
+        cluster_wait(); /* all CTAs are there to be written to */
+    if (!found)
         return; /* as its cluster does */
     if (threadIdx.x < SLOTS) {
         mbar_init(&sh->k_full[threadIdx.x], TILES);
@@ -685,20 +718,20 @@ static __global__ __launch_bounds__(THREADS, DECODE_CTAS) void decode_kernel(con
         return;
     }
     registers_down<56>();
-    if (warp_index() > WARPS)
+    const int reader = warp_index() - WARPS;
+    read_all<SHARED_KV>(p, w, sh, reader % 2, reader / 2);
+    if (reader > 0 || w.rank < p.cluster - 1)
         return;
-    const bool last = w.rank == p.cluster - 1;
-    if (last)
-        append(p, w);
-    read_all<SHARED_KV>(p, w, sh);
-    if (p.cluster > 1)
-        cluster_arrive(); /* at combine's, which need not wait for finish */
-    if (last)
-        finish(p, w);
+    append(p, w);
     if (p.cluster > 1) {
-        cluster_wait();
         cluster_sync();
+        cluster_arrive(); /* as combine does, which need not wait for the rest */
+    } else {
+        bar_sync(HAS_READ, ATTENDING + WARP);
     }
+    finish(p, w);
+    if (p.cluster > 1)
+        cluster_wait();
 }
 
 template <bool SHARED_KV> static cudaError_t launch(const decode_sm90 *p, nsa_stream stream)

@@ -1,4 +1,4 @@
-/* Decoding on Hopper: which rows a CTA reads, where these lie, and the warp that brings them to shared memory. */
+/* Decoding on Hopper: which rows a CTA reads, where these lie, and the warps that bring them to shared memory. */
 #ifndef NSA_NSA_DECODE_SM90_CUH
 #define NSA_NSA_DECODE_SM90_CUH
 
@@ -26,8 +26,8 @@ enum {
 /* Named barriers; 0 is __syncthreads. */
 enum {
     ATTENDED = 1, /* among the warps that attend */
-    SELECTED = 2, /* the reading warp waits for what they have selected; */
-    HAS_READ = 3  /* and until they have read all */
+    SELECTED = 2, /* the reading warps wait for what they have selected; */
+    HAS_READ = 3  /* and one of them until all is read */
 };
 
 /* Of one branch and head, over some keys: the largest logit (times log2 e) and the sum of 2^(logit - it). */
@@ -37,12 +37,14 @@ typedef float2 max_sum;
  * score[block]. */
 typedef struct shared {
     char k[SLOTS][SLOT], v[SLOTS][SLOT];
-    uint4 q[NSA_N_BRANCHES][HEADS * ROW / 16]; /* as multiply_q reads it */
+    uint4 q[NSA_N_BRANCHES][HEADS * ROW / 16]; /* as multiply_q reads it; that of cmp makes room for sums of CTAs */
     max_sum of_warp[NSA_N_BRANCHES][WARPS][HEADS];
-    max_sum of_cta[NSA_N_BRANCHES][HEADS];
     float gate[NSA_N_BRANCHES][HEADS];
     float lse[NSA_N_BRANCHES][HEADS]; /* times log2 e */
-    uint64_t best[WARPS][WARP];
+    union {
+        max_sum of_ctas[DECODE_MAX_CLUSTER][HEADS]; /* of cmp; later */
+        uint64_t best[WARPS][WARP];
+    };
     uint64_t k_full[SLOTS], k_free[SLOTS], v_full[SLOTS], v_free[SLOTS];
     int32_t chosen[DECODE_MAX_TOPK];
     uint16_t seen[SLOTS][TILES]; /* of the tiles of a stage, a bit for each row that the token sees */
@@ -50,6 +52,7 @@ typedef struct shared {
 } shared;
 
 static_assert(sizeof(shared) <= DECODE_FIXED_BYTES, "decode_sm90_bytes counts it");
+static_assert(2 * DECODE_MAX_CLUSTER * HEADS * sizeof(max_sum) <= sizeof(shared::q[0]), "of slc and win");
 static_assert(WARPS * O_BYTES == DECODE_O_BYTES && (int)WARPS == (int)TILES, "a warp has four rows of each tile");
 
 /* ---- What a CTA works at: the same in all of its threads, and but for rank in its cluster */
@@ -217,70 +220,59 @@ static __device__ inline run run_of(const decode_sm90 &p, const work &w, int bra
     return x;
 }
 
-/* ---- The reading warp */
+/* ---- The reading warps: one for K and one for V of each slot */
 
-/* Compresses block i by mean, into its page: a lane has four channels. Each CTA that reads a new row makes it, for
- * itself: all write the same. */
-static __device__ inline void make_row(const decode_sm90 &p, const work &w, int32_t i)
+/* Compresses block i by mean, into its page, K (part 0) or V: a lane has four channels. Each CTA that reads a new row
+ * makes it, for itself: all write the same. */
+static __device__ inline void make_row(const decode_sm90 &p, const work &w, int part, int32_t i)
 {
     const nsa_config &c = p.cache.cfg.c;
-    for (int v = 0; v < 2; v++) {
-        float y[4] = {0.0F, 0.0F, 0.0F, 0.0F};
+    float y[4] = {0.0F, 0.0F, 0.0F, 0.0F};
 #pragma unroll 4
-        for (int32_t r = 0; r < c.cmp_block; r++) {
-            const char *row = token_row(p.cache, w.x, CACHE_RAW_K + v, w.head, (int64_t)i * c.cmp_stride + r);
-            const uint2 x = *(const uint2 *)(row + 8 * lane_index());
-            const float2 lo = __bfloat1622float2(*(const __nv_bfloat162 *)&x.x);
-            const float2 hi = __bfloat1622float2(*(const __nv_bfloat162 *)&x.y);
-            y[0] += lo.x, y[1] += lo.y, y[2] += hi.x, y[3] += hi.y;
-        }
-        const float n = (float)c.cmp_block;
-        const uint2 x = {pack2(y[0] / n, y[1] / n), pack2(y[2] / n, y[3] / n)};
-        *(uint2 *)(page_row(p.cache, w.x, CACHE_K_CMP + v, w.head, i) + 8 * lane_index()) = x;
+    for (int32_t r = 0; r < c.cmp_block; r++) {
+        const char *row = token_row(p.cache, w.x, CACHE_RAW_K + part, w.head, (int64_t)i * c.cmp_stride + r);
+        const uint2 x = *(const uint2 *)(row + 8 * lane_index());
+        const float2 lo = __bfloat1622float2(*(const __nv_bfloat162 *)&x.x);
+        const float2 hi = __bfloat1622float2(*(const __nv_bfloat162 *)&x.y);
+        y[0] += lo.x, y[1] += lo.y, y[2] += hi.x, y[3] += hi.y;
     }
+    const float n = (float)c.cmp_block;
+    const uint2 x = {pack2(y[0] / n, y[1] / n), pack2(y[2] / n, y[3] / n)};
+    *(uint2 *)(page_row(p.cache, w.x, CACHE_K_CMP + part, w.head, i) + 8 * lane_index()) = x;
 }
 
-/* Rows lo .. hi - 1 of a tile, by one lane. */
+/* The i-th stage of a branch into a slot, by a warp: a tile by each of its first lanes. */
 template <bool SHARED_KV>
-static __device__ inline void copy_tile_rows(const decode_sm90 &p, const work &w, int branch, int part, const tile &x,
-                                             run from, char *to, uint64_t *full)
+static __device__ inline void read_stage(const decode_sm90 &p, const work &w, shared *sh, int part, int branch,
+                                         int32_t i, int slot, uint32_t parity)
 {
-    mbar_arrive_expect(full, (uint32_t)max(0, x.hi - x.lo) * ROW);
-    for (int32_t i = x.lo; i < x.hi;) {
-        const int32_t n = min(from.n, x.hi - i);
-        copy_bytes_once(to + i * ROW, from.from, (uint32_t)n * ROW, full);
-        i += n;
-        if (i < x.hi)
-            from = run_of<SHARED_KV>(p, w, branch, part, x.first + i);
-    }
-}
-
-/* The i-th stage of a branch is the s-th of all: lanes 0 to 3 have a tile of K each, lanes 4 to 7 one of V. */
-template <bool SHARED_KV>
-static __device__ inline void read_stage(const decode_sm90 &p, const work &w, shared *sh, int branch, int32_t i,
-                                         uint32_t s)
-{
-    const int l = lane_index(), part = l / TILES % 2, at = l % TILES, slot = (int)(s % SLOTS);
-    const uint32_t parity = s / SLOTS % 2 ^ 1;
+    const int l = lane_index();
     const int32_t first = stage_at(p, w, branch, i) * TILES;
-    const tile x = tile_of(p, w, branch, first + at);
+    const tile x = tile_of(p, w, branch, first + l % TILES);
     if (branch == NSA_CMP && p.makes_rows && first * TILE + STAGE - w.shift > w.first_new) {
         const int32_t end = min(w.n_cmp, first * TILE + STAGE - w.shift);
         for (int32_t row = max(w.first_new, first * TILE - w.shift); row < end; row++)
-            make_row(p, w, row);
+            make_row(p, w, part, row);
         fence_async_global();
         __syncwarp();
     }
     run from = {NULL, 0};
     if (x.lo < x.hi)
         from = run_of<SHARED_KV>(p, w, branch, part, x.first + x.lo);
+    uint64_t *const full = part == 0 ? &sh->k_full[slot] : &sh->v_full[slot];
+    char *const to = (part == 0 ? sh->k[slot] : sh->v[slot]) + l % TILES * TILE_PITCH;
+    mbar_wait(part == 0 ? &sh->k_free[slot] : &sh->v_free[slot], parity);
     if (l < TILES) {
-        mbar_wait(&sh->k_free[slot], parity);
-        sh->seen[slot][at] = (uint16_t)(x.lo < x.hi ? (1U << x.hi) - (1U << x.lo) : 0);
-        copy_tile_rows<SHARED_KV>(p, w, branch, part, x, from, sh->k[slot] + at * TILE_PITCH, &sh->k_full[slot]);
-    } else if (l < 2 * TILES) {
-        mbar_wait(&sh->v_free[slot], parity);
-        copy_tile_rows<SHARED_KV>(p, w, branch, part, x, from, sh->v[slot] + at * TILE_PITCH, &sh->v_full[slot]);
+        if (part == 0)
+            sh->seen[slot][l] = (uint16_t)(x.lo < x.hi ? (1U << x.hi) - (1U << x.lo) : 0);
+        mbar_arrive_expect(full, (uint32_t)max(0, x.hi - x.lo) * ROW);
+        for (int32_t row = x.lo; row < x.hi;) {
+            const int32_t n = min(from.n, x.hi - row);
+            copy_bytes_once(to + row * ROW, from.from, (uint32_t)n * ROW, full);
+            row += n;
+            if (row < x.hi)
+                from = run_of<SHARED_KV>(p, w, branch, part, x.first + row);
+        }
     }
     __syncwarp();
 }

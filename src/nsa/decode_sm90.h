@@ -35,7 +35,7 @@ typedef struct decode_sm90 {
 
 /* Shared memory of a CTA: the ring, queries, sums ...; P of all compressed rows, or a list of blocks, or o of each
  * warp; scores. */
-enum { DECODE_FIXED_BYTES = 81920, DECODE_O_BYTES = 32768, DECODE_MAX_BYTES = 232448 /* of a CTA */ };
+enum { DECODE_FIXED_BYTES = 82944, DECODE_O_BYTES = 32768, DECODE_MAX_BYTES = 232448 /* of a CTA */ };
 
 /* Of P, or the list. */
 NSA_INLINE int64_t decode_sums_bytes(int32_t max_stages, int32_t max_blocks)
