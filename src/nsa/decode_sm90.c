@@ -44,25 +44,34 @@ static int64_t n_units(const cache_problem *p)
     return i64_mul(p->args->total, p->cfg->n_heads_kv);
 }
 
+static int64_t bytes_of_cta(const cache_problem *p)
+{
+    return decode_sm90_bytes(p->cfg->d_qk, p->cfg->d_v, max_stages(p), max_blocks(p));
+}
+
 /* So many that few units fill the device. */
 static int32_t cluster_of(const cache_problem *p)
 {
-    const int64_t ctas = (int64_t)DECODE_CTAS * cuda_n_sms(p->ctx->device_index);
+    const int64_t ctas = (bytes_of_cta(p) <= DECODE_HALF_BYTES ? 2 : 1) * (int64_t)cuda_n_sms(p->ctx->device_index);
     int32_t n = 1;
     while (n < DECODE_MAX_CLUSTER && i64_mul(n_units(p), 2 * (int64_t)n) <= ctas)
         n *= 2;
     return n;
 }
 
+static bool supports_d(const nsa_config *cfg)
+{
+    return (cfg->d_qk == cfg->d_v && (cfg->d_v == 64 || cfg->d_v == 128)) || (cfg->d_qk == 192 && cfg->d_v == 128);
+}
+
 bool decode_sm90_supports(const cache_problem *p)
 {
     const nsa_config *cfg = p->cfg;
     const double scale = config_scale(cfg);
-    return ctx_is_sm90(p->ctx) && p->cache->dtype == NSA_BF16 && cfg->d_qk == DECODE_D && cfg->d_v == DECODE_D &&
-           config_group(cfg) <= DECODE_HEADS && cfg->slc_block % DECODE_TILE == 0 && cfg->slc_topk <= DECODE_MAX_TOPK &&
+    return ctx_is_sm90(p->ctx) && p->cache->dtype == NSA_BF16 && supports_d(cfg) && config_group(cfg) <= DECODE_HEADS &&
+           cfg->slc_block % DECODE_TILE == 0 && cfg->slc_topk <= DECODE_MAX_TOPK &&
            cache_max_new(p->args) <= DECODE_MAX_NEW && scale > FLT_MIN && scale < FLT_MAX / 2.0 && all_aligned(p) &&
-           i64_mul(n_units(p), DECODE_MAX_CLUSTER) <= INT32_MAX &&
-           decode_sm90_bytes(max_stages(p), max_blocks(p)) <= DECODE_MAX_BYTES;
+           i64_mul(n_units(p), DECODE_MAX_CLUSTER) <= INT32_MAX && bytes_of_cta(p) <= DECODE_MAX_BYTES;
 }
 
 void decode_sm90_run(const void *problem, arena *ws)

@@ -26,9 +26,9 @@
  *
  * Roofline: bytes. At 64k tokens and 32 sequences, 64/4 heads, 369 MB, 85 us at 4.35 TB/s.
  *
- * Tried: cp.async of 16 bytes by all lanes into a ring of each warp and logits in shared memory: 515 us there, since a
- * tile took a warp about 900 instructions, one after the other, and a long sequence a cluster of eight CTAs that did
- * not fit two on an SM. One reading warp for all four parts of the ring: 168 us; a stage took it 2 us to ask for.
+ * Tried: cp.async of 16 bytes by all lanes into a ring of each warp and logits in shared memory: 515 us there. A tile of
+ * 16 rows took a warp 3 us and more, and a long sequence a cluster of eight CTAs that did not fit two on an SM. One
+ * reading warp for all four parts of the ring: 168 us, about 2 us a stage of a CTA at every length.
  */
 #include "nsa/decode_sm90.cuh"
 #include "ops/select/block_score.cuh"
@@ -37,12 +37,12 @@
 
 /* Element o[8 b + e][2 r + c] is channel 8 (2 (lane%4) + c + 8 b) + e of head lane/4 + 8 r; max and sum are of heads
  * lane/4 and lane/4 + 8, the sum over the lane's keys. */
-typedef struct sums {
+template <int D> struct sums {
     float o[D / 8][4];
     float max[2], sum[2]; /* of rows lane/4 and lane/4 + 8; sum: over the lane's keys */
-} sums;
+};
 
-static __device__ void clear(sums *a)
+template <int D> static __device__ void clear(sums<D> *a)
 {
 #pragma unroll
     for (int i = 0; i < D / 8; i++)
@@ -52,10 +52,10 @@ static __device__ void clear(sums *a)
 }
 
 /*
- * Which keys and channels a lane multiplies. Rows lie in a slot as they do in memory, 256 bytes each; reading them 16
- * bytes at a time, eight lanes that are served together find eight different banks, since tiles are 32 bytes further
- * apart than 4096. mma wants a lane's keys to be 2 (lane%4) + c + 8 i of 16; which rows these are, and which channels
- * one of its steps takes, is free as long as both of its operands agree.
+ * Which keys and channels a lane multiplies. Rows lie in a slot as they do in memory, whole 128 bytes each; reading
+ * them 16 bytes at a time, eight lanes that are served together find eight different banks, since tiles are 32 bytes
+ * further apart than their rows fill. mma wants a lane's keys to be 2 (lane%4) + c + 8 i of 16; which rows these are,
+ * and which channels one of its steps takes, is free as long as both of its operands agree.
  */
 static __device__ int tile_of_key(int pair, int c)
 {
@@ -76,10 +76,11 @@ static __device__ unsigned seen_of(const uint16_t *seen)
 }
 
 /* Logits times log2 e, -inf of keys that are not seen: s[i][2 r + c] of head lane/4 + 8 r. */
-static __device__ void multiply_q(const uint4 *q, const char *k, float scale, unsigned seen, float s[2][4])
+template <int D>
+static __device__ void multiply_q(const uint4 *q, const stage<D> &k, float scale, unsigned seen, float s[2][4])
 {
     const int l = lane_index(), pair = l / 8, c_of_key = l / 4 % 2;
-    const char *row = k + tile_of_key(pair, c_of_key) * TILE_PITCH + row_of_key(0, c_of_key) * ROW + l % 4 * 16;
+    const char *row = k.tile[tile_of_key(pair, c_of_key)] + row_of_key(0, c_of_key) * D * 2 + l % 4 * 16;
     float part[2][2][4] = {};
 #pragma unroll
     for (int c = 0; c < D / 32; c++) {
@@ -87,7 +88,7 @@ static __device__ void multiply_q(const uint4 *q, const char *k, float scale, un
         const uint32_t a[2][4] = {{lo.x, hi.x, lo.y, hi.y}, {lo.z, hi.z, lo.w, hi.w}};
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const uint4 x = *(const uint4 *)(row + 2 * i * ROW + c * 64);
+            const uint4 x = *(const uint4 *)(row + 2 * i * D * 2 + c * 64);
             const uint32_t b[2][2] = {{x.x, x.y}, {x.z, x.w}};
             mma_16x8(part[0][i], a[0], b[0]);
             mma_16x8(part[1][i], a[1], b[1]);
@@ -101,7 +102,7 @@ static __device__ void multiply_q(const uint4 *q, const char *k, float scale, un
 }
 
 /* s becomes p, as an operand of mma. */
-static __device__ void soften(const float s[2][4], sums *a, uint32_t p[4])
+template <int D> static __device__ void soften(const float s[2][4], sums<D> *a, uint32_t p[4])
 {
     float most[2], e[2][4];
 #pragma unroll
@@ -145,7 +146,7 @@ static __device__ uint32_t upper_of(uint32_t a, uint32_t b)
     return __byte_perm(a, b, 0x7632);
 }
 
-static __device__ void multiply_v(const uint32_t p[4], const char *v, unsigned seen, sums *a)
+template <int D> static __device__ void multiply_v(const uint32_t p[4], const stage<D> &v, unsigned seen, sums<D> *a)
 {
     const int l = lane_index();
 #pragma unroll
@@ -153,7 +154,7 @@ static __device__ void multiply_v(const uint32_t p[4], const char *v, unsigned s
         uint32_t x[4][4];
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            const char *from = v + tile_of_key(l % 4, k % 2) * TILE_PITCH + row_of_key(k / 2, k % 2) * ROW + l / 4 * 16;
+            const char *from = v.tile[tile_of_key(l % 4, k % 2)] + row_of_key(k / 2, k % 2) * D * 2 + l / 4 * 16;
             uint4 y = {0, 0, 0, 0};
             if (seen >> k & 1)
                 y = *(const uint4 *)(from + b * 128);
@@ -169,7 +170,7 @@ static __device__ void multiply_v(const uint32_t p[4], const char *v, unsigned s
     }
 }
 
-static __device__ void put_sums(const sums &a, max_sum *of_heads)
+template <int D> static __device__ void put_sums(const sums<D> &a, max_sum *of_heads)
 {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -183,16 +184,17 @@ static __device__ void put_sums(const sums &a, max_sum *of_heads)
 /* ---- Queries and gates */
 
 /* In the order in which lanes read them: 16 bytes `piece` of head h for lane h%8 * 4 + piece%4. */
-static __device__ void load_q(const decode_sm90 &p, const work &w, shared *sh)
+template <int D, class RING> static __device__ void load_q(const decode_sm90 &p, const work &w, RING *x)
 {
+    enum { PIECES = D / 8 };
     const int group = p.cache.cfg.group;
 #pragma unroll
-    for (int i = threadIdx.x; i < NSA_N_BRANCHES * HEADS * ROW / 16; i += ATTENDING) {
-        const int b = i / (HEADS * ROW / 16), h = i / (ROW / 16) % HEADS, piece = i % (ROW / 16);
+    for (int i = threadIdx.x; i < NSA_N_BRANCHES * HEADS * PIECES; i += ATTENDING) {
+        const int b = i / (HEADS * PIECES), h = i / PIECES % HEADS, piece = i % PIECES;
         const nsa_tensor &t = p.q[b];
         const int64_t at = offset_of(t, w.x.s, w.x.added.start, w.row, (int64_t)w.head * group + min(h, group - 1));
-        const uint4 x = ((const uint4 *)((const bf16 *)t.data + at))[piece], none = {0, 0, 0, 0};
-        sh->q[b][(piece / 4 * 2 + h / 8) * WARP + h % 8 * 4 + piece % 4] = h < group ? x : none;
+        const uint4 y = ((const uint4 *)((const bf16 *)t.data + at))[piece], none = {0, 0, 0, 0};
+        x->q[b][(piece / 4 * 2 + h / 8) * WARP + h % 8 * 4 + piece % 4] = h < group ? y : none;
     }
 }
 
@@ -250,7 +252,7 @@ static __device__ void find_lse(const decode_sm90 &p, const work &w, shared *sh,
 }
 
 /* Of the heads lane/4 and lane/4 + 8: what the warp's o counts, with the gate. */
-static __device__ float weight_of(const shared *sh, const sums &a, int b, int r)
+template <int D> static __device__ float weight_of(const shared *sh, const sums<D> &a, int b, int r)
 {
     const int h = lane_index() / 4 + 8 * r;
     return a.max[r] == -INFINITY ? 0.0F : exp2_fast(a.max[r] - sh->lse[b][h]) * sh->gate[b][h];
@@ -428,7 +430,7 @@ static __device__ void choose_blocks(const decode_sm90 &p, const work &w, shared
 /* ---- Results */
 
 /* Vector 8 b + 4 r + 2 c + half of a lane is channels 4 half .. 4 half + 3 of its o[8 b ..][2 r + c]. */
-static __device__ float4 vector_of(const sums &a, int i, const float weight[2])
+template <int D> static __device__ float4 vector_of(const sums<D> &a, int i, const float weight[2])
 {
     const int b = i / 8, r = i / 4 % 2, c = i / 2 % 2, e = 8 * b + i % 2 * 4;
     return make_float4(weight[r] * a.o[e][2 * r + c], weight[r] * a.o[e + 1][2 * r + c],
@@ -440,23 +442,23 @@ static __device__ float4 add(const float4 &x, const float4 &y)
     return make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
 }
 
-/* o of cmp, weighted, by each lane for itself. */
-static __device__ void put(const shared *sh, const sums &cmp, float4 *o)
+/* o of cmp, weighted, by each lane for itself. A warp has HEADS * D / 4 vectors. */
+template <int D> static __device__ void put(const shared *sh, const sums<D> &cmp, float4 *o)
 {
     const float weight[2] = {weight_of(sh, cmp, NSA_CMP, 0), weight_of(sh, cmp, NSA_CMP, 1)};
 #pragma unroll
-    for (int i = 0; i < N_VECTORS / WARP; i++)
-        o[warp_index() * N_VECTORS + i * WARP + lane_index()] = vector_of(cmp, i, weight);
+    for (int i = 0; i < D / 8; i++)
+        o[(warp_index() * (D / 8) + i) * WARP + lane_index()] = vector_of(cmp, i, weight);
 }
 
 /* The same of slc and win, added to it. */
-static __device__ void put_more(const shared *sh, const sums &slc, const sums &win, float4 *o)
+template <int D> static __device__ void put_more(const shared *sh, const sums<D> &slc, const sums<D> &win, float4 *o)
 {
     const float of_slc[2] = {weight_of(sh, slc, NSA_SLC, 0), weight_of(sh, slc, NSA_SLC, 1)};
     const float of_win[2] = {weight_of(sh, win, NSA_WIN, 0), weight_of(sh, win, NSA_WIN, 1)};
 #pragma unroll
-    for (int i = 0; i < N_VECTORS / WARP; i++) {
-        float4 *const x = o + warp_index() * N_VECTORS + i * WARP + lane_index();
+    for (int i = 0; i < D / 8; i++) {
+        float4 *const x = o + (warp_index() * (D / 8) + i) * WARP + lane_index();
         *x = add(*x, add(vector_of(slc, i, of_slc), vector_of(win, i, of_win)));
     }
 }
@@ -473,8 +475,9 @@ static __device__ void write_o(const decode_sm90 &p, const work &w, int i, const
 
 /* Of the warps and, in the order of ranks, of the CTAs: each CTA adds up some vectors, which the others write to it, to
  * parts[CTA][vector]. */
-static __device__ void combine(const decode_sm90 &p, const work &w, const float4 *o, float4 *parts)
+template <int D> static __device__ void combine(const decode_sm90 &p, const work &w, const float4 *o, float4 *parts)
 {
+    enum { N_VECTORS = HEADS * D / 4 };
     const int mine = N_VECTORS / p.cluster;
     bar_sync(ATTENDED, ATTENDING);
 #pragma unroll
@@ -502,23 +505,23 @@ static __device__ void combine(const decode_sm90 &p, const work &w, const float4
 
 /* ---- The cache */
 
-/* Half a warp copies a row. The lower one has K's, the upper one V's. */
+/* Half a warp copies a row: the lower one K's, the upper one V's. */
 static __device__ int which_row()
 {
-    return lane_index() / (ROW / 16);
+    return lane_index() / (WARP / 2);
 }
 
-static __device__ void copy_row(char *to, const char *from)
+static __device__ void copy_row(const decode_sm90 &p, char *to, const char *from)
 {
-    const int at = lane_index() % (ROW / 16);
-    ((uint4 *)to)[at] = ((const uint4 *)from)[at];
+    for (int at = lane_index() % (WARP / 2) * 16; at < row_bytes(p.cache, which_row()); at += WARP / 2 * 16)
+        *(uint4 *)(to + at) = *(const uint4 *)(from + at);
 }
 
 /* The new token's K and V of slc, into its page, by a warp. No CTA of this call reads them there. */
 static __device__ void append(const decode_sm90 &p, const work &w)
 {
     const int32_t b = p.cache.shared_kv ? 0 : NSA_SLC;
-    copy_row(page_row(p.cache, w.x, CACHE_SLC_K + which_row(), w.head, w.t),
+    copy_row(p, page_row(p.cache, w.x, CACHE_SLC_K + which_row(), w.head, w.t),
              new_row(p.cache, w.x, which_row() == 0 ? p.cache.k[b] : p.cache.v[b], w.head, w.t));
 }
 
@@ -540,7 +543,7 @@ static __device__ void finish(const decode_sm90 &p, const work &w)
 #pragma unroll 4
         for (int32_t i = 0; i < n; i++) {
             const int64_t t = first + i / n_heads;
-            copy_row(ring_row(p.cache, w.x, part + which_row(), i % n_heads, t),
+            copy_row(p, ring_row(p.cache, w.x, part + which_row(), i % n_heads, t),
                      token_row(p.cache, w.x, part + which_row(), i % n_heads, t));
         }
     }
@@ -553,46 +556,43 @@ static __device__ void finish(const decode_sm90 &p, const work &w)
 /* ---- The kernel */
 
 /* The s-th stage: K and V as they arrive; and their places free again. */
-static __device__ unsigned wait_for_k(shared *sh, uint32_t s)
+static __device__ void wait_for(const shared *sh, int part, uint32_t s)
 {
-    mbar_wait(&sh->k_full[s % SLOTS], s / SLOTS % 2);
-    return seen_of(sh->seen[s % SLOTS]);
+    mbar_wait((uint64_t *)&sh->full[part][s % SLOTS], s / SLOTS % 2);
 }
 
-static __device__ void wait_for_v(shared *sh, uint32_t s)
+static __device__ void let_go(shared *sh, int part, uint32_t s)
 {
-    mbar_wait(&sh->v_full[s % SLOTS], s / SLOTS % 2);
-}
-
-static __device__ void let_go(uint64_t *free)
-{
-    fence_async(); /* or the next copy would overtake reads that have only been asked for */
+    if (part == 1)
+        fence_async(); /* or the next copy would overtake reads that have only been asked for; soften has used K's */
     __syncwarp();
     if (lane_index() == 0)
-        mbar_arrive(free);
+        mbar_arrive(&sh->free[part][s % SLOTS]);
 }
 
-static __device__ void attend(const decode_sm90 &p, shared *sh, int branch, uint32_t s, sums *a, float4 *logits)
+template <int D_QK, int D_V>
+static __device__ void attend(const decode_sm90 &p, shared *sh, const ring<D_QK, D_V> *in, int branch, uint32_t s,
+                              sums<D_V> *a, float4 *logits)
 {
-    const int slot = (int)(s % SLOTS);
     float x[2][4];
     uint32_t prob[4];
-    const unsigned seen = wait_for_k(sh, s);
-    multiply_q(sh->q[branch], sh->k[slot], p.cache.cfg.scale * LOG2_E, seen, x);
-    if (logits != NULL)
-        keep_logits(logits, x);
+    wait_for(sh, 0, s);
+    const unsigned seen = seen_of(sh->seen[s % SLOTS]);
+    multiply_q(in->q[branch], in->k[s % SLOTS], p.cache.cfg.scale * LOG2_E, seen, x);
     soften(x, a, prob);
-    let_go(&sh->k_free[slot]);
-    wait_for_v(sh, s);
-    multiply_v(prob, sh->v[slot], seen, a);
-    let_go(&sh->v_free[slot]);
+    let_go(sh, 0, s);
+    wait_for(sh, 1, s);
+    multiply_v(prob, in->v[s % SLOTS], seen, a);
+    let_go(sh, 1, s);
+    if (logits != NULL)
+        keep_logits(logits, x); /* behind the fence, which would wait for it */
 }
 
 /* A stage of the window for slc, too: the tiles of selected blocks, but for one that the window begins in. */
-static __device__ void attend_both(const decode_sm90 &p, const work &w, shared *sh, int32_t i, uint32_t s, sums *slc,
-                                   sums *win)
+template <int D_QK, int D_V>
+static __device__ void attend_both(const decode_sm90 &p, const work &w, shared *sh, const ring<D_QK, D_V> *in,
+                                   int32_t i, uint32_t s, sums<D_V> *slc, sums<D_V> *win)
 {
-    const int slot = (int)(s % SLOTS);
     const int32_t first = w.tiles_first + stage_at(p, w, NSA_WIN, i) * STAGE;
     unsigned of_tiles = 0; /* a bit for each */
 #pragma unroll
@@ -602,27 +602,29 @@ static __device__ void attend_both(const decode_sm90 &p, const work &w, shared *
             of_tiles |= 1U << k;
     }
     if (of_tiles == 0) {
-        attend(p, sh, NSA_WIN, s, win, NULL);
+        attend(p, sh, in, NSA_WIN, s, win, NULL);
         return;
     }
     const int j = lane_index() % 4;
     float x[2][4];
     uint32_t prob[2][4];
-    const unsigned seen = wait_for_k(sh, s);
+    wait_for(sh, 0, s);
+    const unsigned seen = seen_of(sh->seen[s % SLOTS]);
     const unsigned of_slc = seen & ((of_tiles >> tile_of_key(j, 0) & 1) * 5 | (of_tiles >> tile_of_key(j, 1) & 1) * 10);
-    multiply_q(sh->q[NSA_SLC], sh->k[slot], p.cache.cfg.scale * LOG2_E, of_slc, x);
+    multiply_q(in->q[NSA_SLC], in->k[s % SLOTS], p.cache.cfg.scale * LOG2_E, of_slc, x);
     soften(x, slc, prob[0]);
-    multiply_q(sh->q[NSA_WIN], sh->k[slot], p.cache.cfg.scale * LOG2_E, seen, x);
+    multiply_q(in->q[NSA_WIN], in->k[s % SLOTS], p.cache.cfg.scale * LOG2_E, seen, x);
     soften(x, win, prob[1]);
-    let_go(&sh->k_free[slot]);
-    wait_for_v(sh, s);
-    multiply_v(prob[0], sh->v[slot], seen, slc);
-    multiply_v(prob[1], sh->v[slot], seen, win);
-    let_go(&sh->v_free[slot]);
+    let_go(sh, 0, s);
+    wait_for(sh, 1, s);
+    multiply_v(prob[0], in->v[s % SLOTS], seen, slc);
+    multiply_v(prob[1], in->v[s % SLOTS], seen, win);
+    let_go(sh, 1, s);
 }
 
 /* A reading warp. The first stages of the window are under way while blocks are selected. */
-template <bool SHARED_KV> static __device__ void read_all(const decode_sm90 &p, work &w, shared *sh, int part, int slot)
+template <bool SHARED_KV>
+static __device__ void read_all(const decode_sm90 &p, work &w, shared *sh, int part, int slot, char *to)
 {
     const int32_t n_cmp = n_stages(p, w, NSA_CMP), n_known = n_cmp + n_stages(p, w, NSA_WIN);
     const int32_t pause = min(n_known, n_cmp + SLOTS);
@@ -641,24 +643,25 @@ template <bool SHARED_KV> static __device__ void read_all(const decode_sm90 &p, 
         if (s < n) {
             const int branch = s < n_cmp ? NSA_CMP : s < n_known ? NSA_WIN : NSA_SLC;
             const int32_t before = branch == NSA_CMP ? 0 : branch == NSA_WIN ? n_cmp : n_known;
-            read_stage<SHARED_KV>(p, w, sh, part, branch, s - before, slot, (uint32_t)s / SLOTS % 2 ^ 1);
+            read_stage<SHARED_KV>(p, w, sh, part, branch, s - before, slot, to, (uint32_t)s / SLOTS % 2 ^ 1);
         }
     }
 }
 
 /* The warps that attend. */
-template <bool SHARED_KV>
-static __device__ void attend_all(const decode_sm90 &p, work &w, shared *sh, float *sum, float *score)
+template <int D_QK, int D_V, bool SHARED_KV>
+static __device__ void attend_all(const decode_sm90 &p, work &w, shared *sh, ring<D_QK, D_V> *in, float *sum,
+                                  float *score)
 {
     const int32_t n_cmp = n_stages(p, w, NSA_CMP), n_win = n_stages(p, w, NSA_WIN);
-    sums slc, win;
+    sums<D_V> slc, win;
     uint32_t s = 0;
-    load_q(p, w, sh);
+    load_q<D_QK>(p, w, in);
     load_gates(p, w, sh);
     bar_sync(ATTENDED, ATTENDING);
     clear(&slc);
     for (int32_t i = 0; i < n_cmp; i++)
-        attend(p, sh, NSA_CMP, s++, &slc, w.scored ? logits_at(p, w, i) : NULL);
+        attend(p, sh, in, NSA_CMP, s++, &slc, w.scored ? logits_at(p, w, i) : NULL);
     put_sums(slc, sh->of_warp[NSA_CMP][warp_index()]);
     find_lse(p, w, sh, NSA_CMP, 1, sh->of_ctas[0]);
     if (w.scored)
@@ -675,26 +678,27 @@ static __device__ void attend_all(const decode_sm90 &p, work &w, shared *sh, flo
     clear(&win);
     for (int32_t i = 0; i < n_win; i++)
         if (SHARED_KV)
-            attend_both(p, w, sh, i, s++, &slc, &win);
+            attend_both(p, w, sh, in, i, s++, &slc, &win);
         else
-            attend(p, sh, NSA_WIN, s++, &win, NULL);
+            attend(p, sh, in, NSA_WIN, s++, &win, NULL);
     for (int32_t n = n_stages(p, w, NSA_SLC); n > 0; n--)
-        attend(p, sh, NSA_SLC, s++, &slc, NULL);
+        attend(p, sh, in, NSA_SLC, s++, &slc, NULL);
     put_sums(slc, sh->of_warp[NSA_SLC][warp_index()]);
     put_sums(win, sh->of_warp[NSA_WIN][warp_index()]);
     if (p.cluster == 1)
         bar_arrive(HAS_READ, ATTENDING + WARP);
-    find_lse(p, w, sh, NSA_SLC, 2, (max_sum *)sh->q[NSA_CMP]);
+    find_lse(p, w, sh, NSA_SLC, 2, (max_sum *)in->q[NSA_CMP]);
     put_more(sh, slc, win, (float4 *)sum);
-    combine(p, w, (float4 *)sum, (float4 *)sh->k);
+    combine<D_V>(p, w, (float4 *)sum, (float4 *)in->k);
 }
 
-template <bool SHARED_KV>
-static __global__ __launch_bounds__(THREADS, DECODE_CTAS) void decode_kernel(const __grid_constant__ decode_sm90 p)
+template <int D_QK, int D_V, bool SHARED_KV>
+static __global__ __launch_bounds__(THREADS, 2) void decode_kernel(const __grid_constant__ decode_sm90 p)
 {
     extern __shared__ __align__(1024) char memory[];
     shared *const sh = (shared *)memory;
-    float *const sum = (float *)(memory + DECODE_FIXED_BYTES);
+    ring<D_QK, D_V> *const in = (ring<D_QK, D_V> *)(memory + DECODE_SMALL_BYTES);
+    float *const sum = (float *)(in + 1);
     float *const score = sum + decode_sums_bytes(p.max_stages, p.max_blocks) / 4;
     work w;
     if (p.cluster > 1)
@@ -705,21 +709,21 @@ static __global__ __launch_bounds__(THREADS, DECODE_CTAS) void decode_kernel(con
     if (!found)
         return; /* as its cluster does */
     if (threadIdx.x < SLOTS) {
-        mbar_init(&sh->k_full[threadIdx.x], TILES);
-        mbar_init(&sh->v_full[threadIdx.x], TILES);
-        mbar_init(&sh->k_free[threadIdx.x], WARPS);
-        mbar_init(&sh->v_free[threadIdx.x], WARPS);
+        for (int part = 0; part < 2; part++) {
+            mbar_init(&sh->full[part][threadIdx.x], TILES);
+            mbar_init(&sh->free[part][threadIdx.x], WARPS);
+        }
         fence_mbar_init();
     }
     __syncthreads();
     if (warp_index() < WARPS) {
-        registers_up<200>();
-        attend_all<SHARED_KV>(p, w, sh, sum, score);
+        registers_up<192>();
+        attend_all<D_QK, D_V, SHARED_KV>(p, w, sh, in, sum, score);
         return;
     }
-    registers_down<56>();
-    const int reader = warp_index() - WARPS;
-    read_all<SHARED_KV>(p, w, sh, reader % 2, reader / 2);
+    registers_down<64>();
+    const int reader = warp_index() - WARPS, slot = reader / 2;
+    read_all<SHARED_KV>(p, w, sh, reader % 2, slot, reader % 2 == 0 ? in->k[slot].tile[0] : in->v[slot].tile[0]);
     if (reader > 0 || w.rank < p.cluster - 1)
         return;
     append(p, w);
@@ -734,14 +738,14 @@ static __global__ __launch_bounds__(THREADS, DECODE_CTAS) void decode_kernel(con
         cluster_wait();
 }
 
-template <bool SHARED_KV> static cudaError_t launch(const decode_sm90 *p, nsa_stream stream)
+template <int D_QK, int D_V, bool SHARED_KV> static cudaError_t launch(const decode_sm90 *p, nsa_stream stream)
 {
-    const int bytes = (int)decode_sm90_bytes(p->max_stages, p->max_blocks);
+    const int bytes = (int)decode_sm90_bytes(D_QK, D_V, p->max_stages, p->max_blocks);
     /* The same in all calls: other threads may be launching. */
-    cudaError_t error =
-        cudaFuncSetAttribute(decode_kernel<SHARED_KV>, cudaFuncAttributeMaxDynamicSharedMemorySize, DECODE_MAX_BYTES);
+    void (*const kernel)(decode_sm90) = decode_kernel<D_QK, D_V, SHARED_KV>;
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, DECODE_MAX_BYTES);
     if (error == cudaSuccess && p->cluster > 8)
-        error = cudaFuncSetAttribute(decode_kernel<SHARED_KV>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error != cudaSuccess)
         return error;
     cudaLaunchAttribute cluster = {};
@@ -755,11 +759,21 @@ template <bool SHARED_KV> static cudaError_t launch(const decode_sm90 *p, nsa_st
     config.stream = stream;
     config.attrs = &cluster;
     config.numAttrs = 1;
-    error = cudaLaunchKernelEx(&config, decode_kernel<SHARED_KV>, *p);
+    error = cudaLaunchKernelEx(&config, kernel, *p);
     return error != cudaSuccess ? error : cudaGetLastError();
+}
+
+template <int D_QK, int D_V> static cudaError_t launch(const decode_sm90 *p, nsa_stream stream)
+{
+    static_assert(sizeof(ring<D_QK, D_V>) % 128 == 0, "as decode_ring_bytes counts it");
+    return p->cache.shared_kv ? launch<D_QK, D_V, true>(p, stream) : launch<D_QK, D_V, false>(p, stream);
 }
 
 int launch_decode_sm90(const decode_sm90 *p, nsa_stream stream)
 {
-    return p->cache.shared_kv ? launch<true>(p, stream) : launch<false>(p, stream);
+    switch (p->cache.cfg.c.d_qk) {
+    case 64: return launch<64, 64>(p, stream);
+    case 128: return launch<128, 128>(p, stream);
+    default: return launch<192, 128>(p, stream);
+    }
 }

@@ -7,21 +7,15 @@
 #include "nsa/decode_sm90.h"
 
 enum {
-    D = DECODE_D,
-    ROW = 2 * D, /* bytes */
     TILE = DECODE_TILE,
     STAGE = DECODE_STAGE,
     TILES = STAGE / TILE, /* of a stage */
+    SLOTS = DECODE_SLOTS,
     HEADS = DECODE_HEADS,
-    ATTENDING = WARPS * WARP, /* threads that attend, a warpgroup; */
-    READING = WARP,           /* of another one, which leaves its registers to the first */
-    THREADS = 2 * WARPGROUP,
-    TILE_PITCH = TILE * ROW + 32, /* of a slot: so far apart, four tiles' rows of a number lie in different banks */
-    SLOT = TILES * TILE_PITCH,    /* K or V of a stage */
-    SLOTS = 2,                    /* of K; as many of V */
-    O_BYTES = HEADS * D * 4,      /* of a warp */
-    N_VECTORS = HEADS * D / 4     /* of o, four channels each */
+    ATTENDING = WARPS * WARP, /* threads that attend: a warpgroup. Another one reads */
+    THREADS = 2 * WARPGROUP
 };
+static_assert((int)WARPS == DECODE_WARPS && (int)WARPS == (int)TILES, "a warp has four rows of each tile");
 
 /* Named barriers; 0 is __syncthreads. */
 enum {
@@ -33,11 +27,9 @@ enum {
 /* Of one branch and head, over some keys: the largest logit (times log2 e) and the sum of 2^(logit - it). */
 typedef float2 max_sum;
 
-/* Behind these lie P[row] of all compressed rows, where later a list of blocks and then o of each warp lie, and
- * score[block]. */
+/* Shared memory. Behind it lie a ring, P[row] of all compressed rows, where later a list of blocks and then o of each
+ * warp lie, and score[block]. */
 typedef struct shared {
-    char k[SLOTS][SLOT], v[SLOTS][SLOT];
-    uint4 q[NSA_N_BRANCHES][HEADS * ROW / 16]; /* as multiply_q reads it; that of cmp makes room for sums of CTAs */
     max_sum of_warp[NSA_N_BRANCHES][WARPS][HEADS];
     float gate[NSA_N_BRANCHES][HEADS];
     float lse[NSA_N_BRANCHES][HEADS]; /* times log2 e */
@@ -45,15 +37,27 @@ typedef struct shared {
         max_sum of_ctas[DECODE_MAX_CLUSTER][HEADS]; /* of cmp; later */
         uint64_t best[WARPS][WARP];
     };
-    uint64_t k_full[SLOTS], k_free[SLOTS], v_full[SLOTS], v_free[SLOTS];
+    uint64_t full[2][SLOTS], free[2][SLOTS]; /* of K, of V */
     int32_t chosen[DECODE_MAX_TOPK];
     uint16_t seen[SLOTS][TILES]; /* of the tiles of a stage, a bit for each row that the token sees */
     int32_t n_listed;
 } shared;
 
-static_assert(sizeof(shared) <= DECODE_FIXED_BYTES, "decode_sm90_bytes counts it");
-static_assert(2 * DECODE_MAX_CLUSTER * HEADS * sizeof(max_sum) <= sizeof(shared::q[0]), "of slc and win");
-static_assert(WARPS * O_BYTES == DECODE_O_BYTES && (int)WARPS == (int)TILES, "a warp has four rows of each tile");
+static_assert(sizeof(shared) <= DECODE_SMALL_BYTES, "decode_sm90_bytes counts it");
+
+/* K or V of a stage, rows of D channels: tiles lie so far apart that rows of the same number are in different banks. */
+template <int D> struct stage {
+    char tile[TILES][TILE * D * 2 + DECODE_TILE_PAD];
+};
+
+template <int D_QK, int D_V> struct ring {
+    enum { Q_BYTES = HEADS * D_QK * 2 > DECODE_MIN_Q_BYTES ? HEADS *D_QK * 2 : DECODE_MIN_Q_BYTES };
+    stage<D_QK> k[SLOTS];
+    stage<D_V> v[SLOTS];
+    uint4 q[NSA_N_BRANCHES][Q_BYTES / 16]; /* as multiply_q reads it; that of cmp makes room for sums of CTAs */
+};
+
+static_assert(2 * DECODE_MAX_CLUSTER * HEADS * sizeof(max_sum) <= DECODE_MIN_Q_BYTES, "of slc and win");
 
 /* ---- What a CTA works at: the same in all of its threads, and but for rank in its cluster */
 
@@ -191,7 +195,7 @@ static __device__ inline run run_in_page(const decode_sm90 &p, const work &w, in
     const int32_t rows = (int32_t)c.layout.rows[part], at = row % rows;
     const int32_t page = min(max(w.x.table[row / rows], 0), c.n_pages - 1);
     const run x = {c.pages + page * c.layout.page_bytes + w.head * c.layout.page_head_bytes + c.layout.offset[part] +
-                       at * (int64_t)ROW,
+                       at * row_bytes(c, part),
                    rows - at};
     return x;
 }
@@ -222,29 +226,32 @@ static __device__ inline run run_of(const decode_sm90 &p, const work &w, int bra
 
 /* ---- The reading warps: one for K and one for V of each slot */
 
-/* Compresses block i by mean, into its page, K (part 0) or V: a lane has four channels. Each CTA that reads a new row
- * makes it, for itself: all write the same. */
+/* Compresses block i by mean, into its page, K (part 0) or V: a lane has four channels at a time. Each CTA that reads
+ * a new row makes it, for itself: all write the same. */
 static __device__ inline void make_row(const decode_sm90 &p, const work &w, int part, int32_t i)
 {
     const nsa_config &c = p.cache.cfg.c;
-    float y[4] = {0.0F, 0.0F, 0.0F, 0.0F};
-#pragma unroll 4
-    for (int32_t r = 0; r < c.cmp_block; r++) {
-        const char *row = token_row(p.cache, w.x, CACHE_RAW_K + part, w.head, (int64_t)i * c.cmp_stride + r);
-        const uint2 x = *(const uint2 *)(row + 8 * lane_index());
-        const float2 lo = __bfloat1622float2(*(const __nv_bfloat162 *)&x.x);
-        const float2 hi = __bfloat1622float2(*(const __nv_bfloat162 *)&x.y);
-        y[0] += lo.x, y[1] += lo.y, y[2] += hi.x, y[3] += hi.y;
-    }
     const float n = (float)c.cmp_block;
-    const uint2 x = {pack2(y[0] / n, y[1] / n), pack2(y[2] / n, y[3] / n)};
-    *(uint2 *)(page_row(p.cache, w.x, CACHE_K_CMP + part, w.head, i) + 8 * lane_index()) = x;
+    char *const to = page_row(p.cache, w.x, CACHE_K_CMP + part, w.head, i);
+    for (int at = 8 * lane_index(); at < row_bytes(p.cache, part); at += 8 * WARP) {
+        float y[4] = {0.0F, 0.0F, 0.0F, 0.0F};
+#pragma unroll 4
+        for (int32_t r = 0; r < c.cmp_block; r++) {
+            const char *row = token_row(p.cache, w.x, CACHE_RAW_K + part, w.head, (int64_t)i * c.cmp_stride + r);
+            const uint2 x = *(const uint2 *)(row + at);
+            const float2 lo = __bfloat1622float2(*(const __nv_bfloat162 *)&x.x);
+            const float2 hi = __bfloat1622float2(*(const __nv_bfloat162 *)&x.y);
+            y[0] += lo.x, y[1] += lo.y, y[2] += hi.x, y[3] += hi.y;
+        }
+        const uint2 x = {pack2(y[0] / n, y[1] / n), pack2(y[2] / n, y[3] / n)};
+        *(uint2 *)(to + at) = x;
+    }
 }
 
-/* The i-th stage of a branch into a slot, by a warp: a tile by each of its first lanes. */
+/* K (part 0) or V of the i-th stage of a branch into a slot, at `to`, by a warp: a tile by each of its first lanes. */
 template <bool SHARED_KV>
 static __device__ inline void read_stage(const decode_sm90 &p, const work &w, shared *sh, int part, int branch,
-                                         int32_t i, int slot, uint32_t parity)
+                                         int32_t i, int slot, char *to, uint32_t parity)
 {
     const int l = lane_index();
     const int32_t first = stage_at(p, w, branch, i) * TILES;
@@ -259,16 +266,17 @@ static __device__ inline void read_stage(const decode_sm90 &p, const work &w, sh
     run from = {NULL, 0};
     if (x.lo < x.hi)
         from = run_of<SHARED_KV>(p, w, branch, part, x.first + x.lo);
-    uint64_t *const full = part == 0 ? &sh->k_full[slot] : &sh->v_full[slot];
-    char *const to = (part == 0 ? sh->k[slot] : sh->v[slot]) + l % TILES * TILE_PITCH;
-    mbar_wait(part == 0 ? &sh->k_free[slot] : &sh->v_free[slot], parity);
+    uint64_t *const full = &sh->full[part][slot];
+    const int32_t bytes = (int32_t)row_bytes(p.cache, part);
+    to += l % TILES * (TILE * bytes + DECODE_TILE_PAD);
+    mbar_wait(&sh->free[part][slot], parity);
     if (l < TILES) {
         if (part == 0)
             sh->seen[slot][l] = (uint16_t)(x.lo < x.hi ? (1U << x.hi) - (1U << x.lo) : 0);
-        mbar_arrive_expect(full, (uint32_t)max(0, x.hi - x.lo) * ROW);
+        mbar_arrive_expect(full, (uint32_t)(max(0, x.hi - x.lo) * bytes));
         for (int32_t row = x.lo; row < x.hi;) {
             const int32_t n = min(from.n, x.hi - row);
-            copy_bytes_once(to + row * ROW, from.from, (uint32_t)n * ROW, full);
+            copy_bytes_once(to + row * bytes, from.from, (uint32_t)(n * bytes), full);
             row += n;
             if (row < x.hi)
                 from = run_of<SHARED_KV>(p, w, branch, part, x.first + row);
