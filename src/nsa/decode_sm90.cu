@@ -26,8 +26,8 @@
  *
  * Roofline: bytes. At 64k tokens and 32 sequences, 64/4 heads, 369 MB, 85 us at 4.35 TB/s.
  *
- * Tried: cp.async of 16 bytes by all lanes into a ring of each warp and logits in shared memory: 515 us there. A tile of
- * 16 rows took a warp 3 us and more, and a long sequence a cluster of eight CTAs that did not fit two on an SM. One
+ * Tried: cp.async of 16 bytes by all lanes into a ring of each warp and logits in shared memory: 515 us there. A tile
+ * of 16 rows took a warp 3 us and more, and a long sequence a cluster of eight CTAs that did not fit two on an SM. One
  * reading warp for all four parts of the ring: 168 us, about 2 us a stage of a CTA at every length.
  */
 #include "nsa/decode_sm90.cuh"
@@ -258,56 +258,52 @@ template <int D> static __device__ float weight_of(const shared *sh, const sums<
     return a.max[r] == -INFINITY ? 0.0F : exp2_fast(a.max[r] - sh->lse[b][h]) * sh->gate[b][h];
 }
 
-/* Where the lane's logits of a stage lie: of s[0], and WARP further of s[1]. */
-static __device__ float4 *logits_at(const decode_sm90 &p, const work &w, int32_t i)
+/* Logits of the CTA's i-th stage, [head][place]: the lane's keys i, c have place 2 i + c of the four that are its. */
+static __device__ float *logits_at(const decode_sm90 &p, const work &w, int32_t i)
 {
     const int64_t unit = blockIdx.x / p.cluster;
-    return (float4 *)(p.logits + (unit * p.max_stages + stage_at(p, w, NSA_CMP, i)) * (STAGE * HEADS)) +
-           2 * warp_index() * WARP + lane_index();
+    return p.logits + (unit * p.max_stages + stage_at(p, w, NSA_CMP, i)) * (STAGE * HEADS);
 }
 
-static __device__ void keep_logits(float4 *to, const float s[2][4])
+static __device__ void keep_logits(float *logits, const float s[2][4])
 {
+    const int l = lane_index();
 #pragma unroll
-    for (int i = 0; i < 2; i++)
-        to[i * WARP] = make_float4(s[i][0], s[i][1], s[i][2], s[i][3]);
+    for (int r = 0; r < 2; r++)
+        ((float4 *)logits)[(l / 4 + 8 * r) * (STAGE / 4) + warp_index() * 4 + l % 4] =
+            make_float4(s[0][2 * r], s[0][2 * r + 1], s[1][2 * r], s[1][2 * r + 1]);
 }
 
-/* P of the CTA's own rows, from the lanes' own logits. */
+/* P of the CTA's own rows: a warp takes whole stages, a lane two places of each. */
 static __device__ void sum_heads(const decode_sm90 &p, const work &w, const shared *sh, float *sum)
 {
-    enum { AHEAD = 8 }; /* stages whose logits are under way */
-    const int l = lane_index(), upper_i = l / 16, upper_c = l / 8 % 2, n = n_stages(p, w, NSA_CMP);
-    const float lse[2] = {sh->lse[NSA_CMP][l / 4], sh->lse[NSA_CMP][l / 4 + 8]};
-    for (int first = 0; first < n; first += AHEAD) {
-        float4 s[AHEAD][2];
+    enum { AT_ONCE = 2 };
+    const int l = lane_index(), n = n_stages(p, w, NSA_CMP);
+    float lse[HEADS];
 #pragma unroll
-        for (int k = 0; k < AHEAD; k++)
-            if (first + k < n) {
-                const float4 *from = logits_at(p, w, first + k);
-                s[k][0] = __ldcg(from), s[k][1] = __ldcg(from + WARP);
+    for (int h = 0; h < HEADS; h++)
+        lse[h] = sh->lse[NSA_CMP][h];
+    for (int first = warp_index(); first < n; first += AT_ONCE * WARPS) {
+        float2 s[AT_ONCE][HEADS];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (first + k * WARPS < n) {
+                const float2 *from = (const float2 *)logits_at(p, w, first + k * WARPS) + l;
+#pragma unroll
+                for (int h = 0; h < HEADS; h++)
+                    s[k][h] = __ldcg(from + h * (STAGE / 2));
             }
 #pragma unroll
-        for (int k = 0; k < AHEAD; k++) {
-            if (first + k >= n)
-                break;
-            float x[2][2];
+        for (int k = 0; k < AT_ONCE; k++)
+            if (first + k * WARPS < n) {
+                float2 all = {0.0F, 0.0F};
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                x[i][0] = exp2_fast(s[k][i].x - lse[0]) + exp2_fast(s[k][i].z - lse[1]);
-                x[i][1] = exp2_fast(s[k][i].y - lse[0]) + exp2_fast(s[k][i].w - lse[1]);
+                for (int h = 0; h < HEADS; h++)
+                    all.x += exp2_fast(s[k][h].x - lse[h]), all.y += exp2_fast(s[k][h].y - lse[h]);
+                float *const to = sum + stage_at(p, w, NSA_CMP, first + k * WARPS) * STAGE + l / 8 * 4 + l % 2 * 2;
+                to[tile_of_key(l % 8 / 2, 0) * TILE] = all.x;
+                to[tile_of_key(l % 8 / 2, 1) * TILE + 1] = all.y;
             }
-            /* Over lanes that differ in l/4: each keeps the half of its keys that the other one gives away. */
-            float y[2], z;
-#pragma unroll
-            for (int c = 0; c < 2; c++)
-                y[c] = (upper_i ? x[1][c] : x[0][c]) + __shfl_xor_sync(~0U, upper_i ? x[0][c] : x[1][c], 16);
-            z = (upper_c ? y[1] : y[0]) + __shfl_xor_sync(~0U, upper_c ? y[0] : y[1], 8);
-            z += __shfl_xor_sync(~0U, z, 4);
-            if (l % 8 < 4)
-                sum[stage_at(p, w, NSA_CMP, first + k) * STAGE + tile_of_key(l % 4, upper_c) * TILE +
-                    row_of_key(upper_i, upper_c)] = z;
-        }
     }
 }
 
@@ -342,8 +338,8 @@ static __device__ int rank_of(uint64_t key)
 }
 
 /*
- * The n_free best of blocks from .. to - 1, into sh->chosen: the best of those that a lane of any warp has bound the
- * n_free best of all from below; the few blocks that reach the bound are ranked among themselves.
+ * The n_free best of blocks from .. to - 1, into sh->chosen in rising order: the best of those that a lane of any warp
+ * has bound the n_free best of all from below; the few blocks that reach the bound are ranked among themselves.
  */
 static __device__ void choose(const nsa_config &c, shared *sh, const float *score, uint64_t *list, int32_t from,
                               int32_t to, int n_free)
@@ -369,46 +365,37 @@ static __device__ void choose(const nsa_config &c, shared *sh, const float *scor
     }
     bar_sync(ATTENDED, ATTENDING);
     const int32_t n = sh->n_listed;
+    int32_t *const any_order = (int32_t *)sh->best;
     for (int32_t i = threadIdx.x; i < n; i += ATTENDING) {
         const uint64_t key = list[i];
         int rank = 0;
         for (int32_t k = 0; k < n; k++)
             rank += list[k] > key;
         if (rank < n_free)
-            sh->chosen[rank] = (int32_t) ~(uint32_t)key;
+            any_order[rank] = (int32_t) ~(uint32_t)key;
+    }
+    bar_sync(ATTENDED, ATTENDING);
+    if (threadIdx.x < n_free) {
+        const int32_t block = any_order[threadIdx.x];
+        int rank = 0;
+        for (int k = 0; k < n_free; k++)
+            rank += any_order[k] < block;
+        sh->chosen[rank] = block;
     }
     bar_sync(ATTENDED, ATTENDING);
 }
 
-/* The lanes' blocks in rising order, and -1 behind them as before. */
-static __device__ int32_t in_order(int32_t block)
-{
-    int rank = 0;
-    int32_t x = -1;
-#pragma unroll
-    for (int i = 0; i < WARP; i++)
-        rank += (uint32_t)__shfl_sync(~0U, block, i) < (uint32_t)block;
-    rank = block < 0 ? lane_index() : rank;
-#pragma unroll
-    for (int i = 0; i < WARP; i++) {
-        const int at = __shfl_sync(~0U, rank, i), from = __shfl_sync(~0U, block, i);
-        x = at == lane_index() ? from : x;
-    }
-    return x;
-}
-
-/* The selected blocks, in the lanes of each warp, once the chosen ones are known. */
+/* The selected blocks in rising order, in the lanes of each warp, once the chosen ones are known. */
 static __device__ int32_t selected_block(const decode_sm90 &p, const work &w, const shared *sh)
 {
     const nsa_config &c = p.cache.cfg.c;
     const int l = lane_index(), n_free = c.slc_topk - c.slc_n_init - c.slc_n_local;
     if (w.cur < c.slc_topk)
         return l <= w.cur ? l : -1;
-    const int32_t block = l < c.slc_n_init            ? l
-                          : l < c.slc_n_init + n_free ? sh->chosen[l - c.slc_n_init]
-                          : l < c.slc_topk            ? w.cur + 1 - c.slc_n_local + l - c.slc_n_init - n_free
-                                                      : -1;
-    return in_order(block);
+    return l < c.slc_n_init            ? l
+           : l < c.slc_n_init + n_free ? sh->chosen[l - c.slc_n_init]
+           : l < c.slc_topk            ? w.cur + 1 - c.slc_n_local + l - c.slc_n_init - n_free
+                                       : -1;
 }
 
 /* After a CTA's stages of cmp, where blocks are scored. */
@@ -572,7 +559,7 @@ static __device__ void let_go(shared *sh, int part, uint32_t s)
 
 template <int D_QK, int D_V>
 static __device__ void attend(const decode_sm90 &p, shared *sh, const ring<D_QK, D_V> *in, int branch, uint32_t s,
-                              sums<D_V> *a, float4 *logits)
+                              sums<D_V> *a, float *logits)
 {
     float x[2][4];
     uint32_t prob[4];

@@ -28,7 +28,7 @@ typedef struct decode_sm90 {
     int32_t max_blocks; /* of selection, of a sequence */
     int64_t first_unit; /* of the launch, of all tokens times kv heads; and how many */
     int32_t n_units;
-    float *logits; /* [n_units][max_stages][DECODE_STAGE * DECODE_HEADS], of compressed rows */
+    float *logits; /* [n_units][max_stages][DECODE_HEADS][DECODE_STAGE], of compressed rows */
 } decode_sm90;
 
 /* Shared memory of a CTA: sums ...; the ring and queries; P of all compressed rows, or a list of blocks, or o of each
