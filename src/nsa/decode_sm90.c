@@ -35,8 +35,8 @@ static int32_t max_blocks(const cache_problem *p)
 static int32_t max_stages(const cache_problem *p)
 {
     const nsa_config *cfg = p->cfg;
-    const int64_t rows = n_cmp_visible(cfg, cache_room(p->cache, p->args) - 1) + cfg->cmp_block / cfg->cmp_stride - 1;
-    return (int32_t)((rows + DECODE_STAGE - 1) / DECODE_STAGE);
+    const int64_t n = n_cmp_visible(cfg, cache_room(p->cache, p->args) - 1) + cfg->cmp_block / cfg->cmp_stride - 1;
+    return (int32_t)((n + DECODE_STAGE - 1) / DECODE_STAGE);
 }
 
 static int64_t n_units(const cache_problem *p)

@@ -752,7 +752,7 @@ template <int D_QK, int D_V, bool SHARED_KV> static cudaError_t launch(const dec
 
 template <int D_QK, int D_V> static cudaError_t launch(const decode_sm90 *p, nsa_stream stream)
 {
-    static_assert(sizeof(ring<D_QK, D_V>) % 128 == 0, "as decode_ring_bytes counts it");
+    static_assert(sizeof(ring<D_QK, D_V>) == decode_ring_bytes(D_QK, D_V), "decode_sm90_bytes counts it");
     return p->cache.shared_kv ? launch<D_QK, D_V, true>(p, stream) : launch<D_QK, D_V, false>(p, stream);
 }
 

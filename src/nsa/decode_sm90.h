@@ -5,7 +5,7 @@
 #include "nsa/cache_simt.h"
 
 #ifdef __CUDACC__
-#define NSA_INLINE static inline __host__ __device__
+#define NSA_INLINE static constexpr __host__ __device__
 #else
 #define NSA_INLINE static inline
 #endif
