@@ -1,5 +1,6 @@
 #include "core/arena.h"
 #include "core/ctx.h"
+#include "core/dtype.h"
 #include "cuda/device.h"
 
 void *arena_take(arena *a, int64_t count, size_t size)
@@ -14,6 +15,15 @@ void *arena_take(arena *a, int64_t count, size_t size)
     if (end > a->peak)
         a->peak = end;
     return p;
+}
+
+nsa_tensor tensor_or_scratch(const nsa_tensor *t, arena *ws, int64_t n_rows, nsa_dtype dtype, int32_t n_heads,
+                             int32_t d)
+{
+    if (t->data != NULL)
+        return *t;
+    void *data = arena_take(ws, i64_mul(n_rows, n_heads), (size_t)d * dtype_size(dtype));
+    return nsa_packed(data, dtype, n_heads, d);
 }
 
 nsa_status op_workspace(op_fn *op, const void *problem, size_t *bytes)

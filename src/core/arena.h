@@ -36,6 +36,10 @@ static inline bool arena_launches(const arena *a)
 /* count elements of `size` bytes, 64-byte aligned, not cleared. NULL when counting. */
 void *arena_take(arena *a, int64_t count, size_t size);
 
+/* t itself, or if its data is NULL a packed tensor of n_rows rows from ws. */
+nsa_tensor tensor_or_scratch(const nsa_tensor *t, arena *ws, int64_t n_rows, nsa_dtype dtype, int32_t n_heads,
+                             int32_t d);
+
 /* Gives back all that was taken since used was `mark`: steps that follow each other share their scratch. */
 static inline void arena_release(arena *a, size_t mark)
 {

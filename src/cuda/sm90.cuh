@@ -169,6 +169,17 @@ __device__ inline void copy_bytes(void *dst, const void *src, uint32_t bytes, ui
                  : "memory");
 }
 
+/* The same of what nobody reads again: it makes room in the second-level cache before all else does. */
+__device__ inline void copy_bytes_once(void *dst, const void *src, uint32_t bytes, uint64_t *bar)
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+                 "[%3], %4;" ::"r"(shared_address(dst)),
+                 "l"(src), "r"(bytes), "r"(shared_address(bar)), "l"(policy)
+                 : "memory");
+}
+
 /* BYTES (4, 8 or 16) of one thread, which waits until at most N groups of its copies are under way. */
 template <int BYTES> __device__ inline void copy_async(void *dst, const void *src)
 {
@@ -240,16 +251,26 @@ __device__ inline int in_box(int row, int channel)
 
 /* ---- Clusters of CTAs, which reach each other's shared memory */
 
-/* All threads of all CTAs, with their whole warps. */
-__device__ inline void cluster_sync()
+/* All threads of all CTAs, with their whole warps: each arrives, and waits until all have. */
+__device__ inline void cluster_arrive()
 {
     __syncwarp();
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 
-/* Where p, in this CTA's shared memory, lies in that of CTA `rank`. */
+__device__ inline void cluster_wait()
+{
+    __syncwarp();
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ inline void cluster_sync()
+{
+    cluster_arrive();
+    cluster_wait();
+}
+
+/* Where p, in this CTA's shared memory, lies in that of CTA `rank`; and stores there. */
 __device__ inline uint32_t in_cta(const void *p, int rank)
 {
     uint32_t at;
@@ -257,21 +278,15 @@ __device__ inline uint32_t in_cta(const void *p, int rank)
     return at;
 }
 
-__device__ inline float2 load_2(uint32_t at)
+__device__ inline void store_2(uint32_t at, const float2 &x)
 {
-    float2 x;
-    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at) : "memory");
-    return x;
+    asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(x.x), "f"(x.y) : "memory");
 }
 
-__device__ inline float4 load_4(uint32_t at)
+__device__ inline void store_4(uint32_t at, const float4 &x)
 {
-    float4 x;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-                 : "r"(at)
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
                  : "memory");
-    return x;
 }
 
 /* ---- Registers of a warpgroup. Those of a block give and take what it was launched with: more than that waits forever
@@ -440,6 +455,11 @@ __device__ inline uint32_t pack2(float lo, float hi)
     return *(const uint32_t *)&x;
 }
 
+__device__ inline float2 unpack2(uint32_t x)
+{
+    return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000U));
+}
+
 __device__ inline void mma_16x8(float *d, const uint32_t *a, const uint32_t *b)
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -496,6 +516,13 @@ __device__ inline float exp2_fast(float x)
 {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ inline float reciprocal_fast(float x)
+{
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 

@@ -2,40 +2,47 @@
  * Decoding on Hopper in one launch: append, compress (mean), cmp_attn, select, slc_attn, win_attn and gate of a token
  * and kv head by a cluster of CTAs, which share its keys.
  *
- *     S[head][key] = q k^T         mma.sync, the heads of a group as its 16 rows; logits of cmp stay in shared memory
+ *     S[head][key] = q k^T         mma.sync, the heads of a group as its 16 rows; logits of cmp go to the workspace
  *     p = 2^(S' - max), o += p v   online softmax, each warp for its own keys
  *     lse of cmp over the cluster -> P[key] = sum over heads -> score[block] -> slc_idx, by each CTA for itself
- *     o of the warps, then of the CTAs, then of the branches with their gates: added in the order of ranks
+ *     o of the branches, weighted by lse and gates, of the warps, then of the CTAs: added in the order of ranks
  *
- * A warp reads tiles of 16 rows of K and of V, dealt out in turn, into a ring of its own: two of each, by cp.async, so
- * that rows may lie in pages, rings and the call's tensors alike, and rows that are not seen are zeros. No warp waits
- * for another but for selection and at the end. The tiles of the window are known before those of the selected blocks:
- * they are under way, and mostly there, while blocks are selected. Where the branches share K and V, tiles of the
- * window that are selected, too, are read once for both.
+ * Rows come in stages of 64: four tiles of 16 rows, each of which lies in one piece in a page, a ring or the call's
+ * tensors, or in few. Four warps read, one for K and one for V of each of the ring's two slots: a lane asks the copy
+ * engine for a tile, so that reading costs few instructions and 64 KiB of a CTA are under way. Four warps attend, each
+ * with four rows of every tile. Rows lie in a slot as in memory, so ldmatrix would meet bank conflicts; see
+ * multiply_q. The first stages of the window are known before the selected blocks: they are there when blocks are
+ * selected. Where the branches share K and V, tiles of the window that are selected, too, are read once for both.
  *
  * New tokens are read from the call's tensors and blocks that they complete are made by each CTA that reads them, so
  * that no unit waits for another's writes. Rings and lengths are written by the unit of a sequence that is the last to
  * have read (a counter in the state): the order of units changes no result.
  *
- * Grid: a cluster for each (token, kv head), of so many CTAs that two fit on an SM (up to about 32k tokens) and few
- * units fill the device.
- * Barriers: __syncthreads and the cluster's, after cmp (sums of exponentials; P) and at the end (o; nobody reads it any
- * more). Groups of copies: K and V of a tile each; three younger ones may be under way while one is waited for.
+ * Grid: a cluster for each (token, kv head), of so many CTAs that few units fill the device, two on an SM. Logits of
+ * more than 256 MiB come in several launches.
+ * Barriers: see the names in decode_sm90.cuh; the ring's, full and free of each slot; the cluster's, for sums of
+ * exponentials, P, sums again and o, which CTAs write into each other's shared memory ahead of it.
  * Numerics: S, p, P, scores, o in float32; p rounded to bf16 for p v; o is rounded once, after the gates.
  *
  * Roofline: bytes. At 64k tokens and 32 sequences, 64/4 heads, 369 MB, 85 us at 4.35 TB/s.
+ *
+ * Tried: cp.async of 16 bytes by all lanes into a ring of each warp and logits in shared memory: 515 us there. A tile
+ * of 16 rows took a warp 3 us and more, and a long sequence a cluster of eight CTAs that did not fit two on an SM. One
+ * reading warp for all four parts of the ring: 168 us, about 2 us a stage of a CTA at every length.
  */
 #include "nsa/decode_sm90.cuh"
 #include "ops/select/block_score.cuh"
 
-/* ---- A tile: S[head][key] = q k^T, online softmax, o[head][channel] += p v */
+/* ---- A stage: S[head][key] = q k^T, online softmax, o[head][channel] += p v */
 
-typedef struct sums {
+/* Element o[8 b + e][2 r + c] is channel 8 (2 (lane%4) + c + 8 b) + e of head lane/4 + 8 r; max and sum are of heads
+ * lane/4 and lane/4 + 8, the sum over the lane's keys. */
+template <int D> struct sums {
     float o[D / 8][4];
     float max[2], sum[2]; /* of rows lane/4 and lane/4 + 8; sum: over the lane's keys */
-} sums;
+};
 
-static __device__ void clear(sums *a)
+template <int D> static __device__ void clear(sums<D> *a)
 {
 #pragma unroll
     for (int i = 0; i < D / 8; i++)
@@ -44,44 +51,58 @@ static __device__ void clear(sums *a)
     a->sum[0] = a->sum[1] = 0.0F;
 }
 
-/* Where a lane's row of ldmatrix starts: of matrices that go on along the rows, or along the channels, first. */
-static __device__ uint32_t along_rows(const char *slot)
+/*
+ * Which keys and channels a lane multiplies. Rows lie in a slot as they do in memory, whole 128 bytes each; reading
+ * them 16 bytes at a time, eight lanes that are served together find eight different banks, since tiles are 32 bytes
+ * further apart than their rows fill. mma wants a lane's keys to be 2 (lane%4) + c + 8 i of 16; which rows these are,
+ * and which channels one of its steps takes, is free as long as both of its operands agree.
+ */
+static __device__ int tile_of_key(int pair, int c)
 {
-    const int l = lane_index();
-    return shared_address(slot) + (l / 8 % 2 * 8 + l % 8) * ROW + ((l / 16) ^ (l % 8)) * 16;
+    return pair ^ 2 * c;
 }
 
-static __device__ uint32_t along_channels(const char *slot)
+/* Of which the warp has rows 4 warp .. 4 warp + 3: this one is of keys i, c. */
+static __device__ int row_of_key(int i, int c)
 {
-    const int l = lane_index();
-    return shared_address(slot) + (l / 16 * 8 + l % 8) * ROW + ((l / 8 % 2) ^ (l % 8)) * 16;
+    return 4 * warp_index() + 2 * i + c;
 }
 
-/* Logits times log2 e of keys lo .. hi - 1, -inf of the others: s[i][2 r + c] of head lane/4 + 8 r, key
- * 8 i + 2 (lane%4) + c. */
-static __device__ void multiply_q(const char *q, const char *k, float scale, const tile &x, float s[2][4])
+/* Whether the token sees the lane's keys: bit 2 i + c. */
+static __device__ unsigned seen_of(const uint16_t *seen)
 {
-    const uint32_t a_row = along_rows(q), b_row = along_channels(k);
+    const int j = lane_index() % 4, row = row_of_key(0, 0);
+    return (seen[tile_of_key(j, 0)] >> row & 5) | (seen[tile_of_key(j, 1)] >> row & 10);
+}
+
+/* Logits times log2 e, -inf of keys that are not seen: s[i][2 r + c] of head lane/4 + 8 r. */
+template <int D>
+static __device__ void multiply_q(const uint4 *q, const stage<D> &k, float scale, unsigned seen, float s[2][4])
+{
+    const int l = lane_index(), pair = l / 8, c_of_key = l / 4 % 2;
+    const char *row = k.tile[tile_of_key(pair, c_of_key)] + row_of_key(0, c_of_key) * D * 2 + l % 4 * 16;
     float part[2][2][4] = {};
 #pragma unroll
-    for (int c = 0; c < D / 16; c++) {
-        uint32_t a[4], b[4];
-        load_matrices(a, a_row ^ c * 32);
-        load_matrices(b, b_row ^ c * 32);
-        mma_16x8(part[c % 2][0], a, b);
-        mma_16x8(part[c % 2][1], a, b + 2);
+    for (int c = 0; c < D / 32; c++) {
+        const uint4 lo = q[2 * c * WARP + l], hi = q[(2 * c + 1) * WARP + l];
+        const uint32_t a[2][4] = {{lo.x, hi.x, lo.y, hi.y}, {lo.z, hi.z, lo.w, hi.w}};
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint4 x = *(const uint4 *)(row + 2 * i * D * 2 + c * 64);
+            const uint32_t b[2][2] = {{x.x, x.y}, {x.z, x.w}};
+            mma_16x8(part[0][i], a[0], b[0]);
+            mma_16x8(part[1][i], a[1], b[1]);
+        }
     }
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            const int key = 8 * i + lane_index() % 4 * 2 + e % 2;
-            s[i][e] = key >= x.lo && key < x.hi ? scale * (part[0][i][e] + part[1][i][e]) : -INFINITY;
-        }
+        for (int e = 0; e < 4; e++)
+            s[i][e] = seen >> (2 * i + e % 2) & 1 ? scale * (part[0][i][e] + part[1][i][e]) : -INFINITY;
 }
 
 /* s becomes p, as an operand of mma. */
-static __device__ void soften(const float s[2][4], sums *a, uint32_t p[4])
+template <int D> static __device__ void soften(const float s[2][4], sums<D> *a, uint32_t p[4])
 {
     float most[2], e[2][4];
 #pragma unroll
@@ -101,56 +122,55 @@ static __device__ void soften(const float s[2][4], sums *a, uint32_t p[4])
                 a->o[i][2 * r] *= by, a->o[i][2 * r + 1] *= by;
         }
     }
+    /* As long as none of the warp's keys is seen all are 0. */
+    const float max[2] = {a->max[0] == -INFINITY ? 0.0F : a->max[0], a->max[1] == -INFINITY ? 0.0F : a->max[1]};
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            e[i][j] = exp2_fast(s[i][j] - a->max[j / 2]);
+            e[i][j] = exp2_fast(s[i][j] - max[j / 2]);
             a->sum[j / 2] += e[i][j];
         }
     p[0] = pack2(e[0][0], e[0][1]), p[1] = pack2(e[0][2], e[0][3]);
     p[2] = pack2(e[1][0], e[1][1]), p[3] = pack2(e[1][2], e[1][3]);
 }
 
-static __device__ void multiply_v(const uint32_t p[4], const char *v, sums *a)
+/* The same bf16, the lower or the upper, of two pairs. */
+static __device__ uint32_t lower_of(uint32_t a, uint32_t b)
 {
-    const uint32_t row = along_rows(v);
+    return __byte_perm(a, b, 0x5410);
+}
+
+static __device__ uint32_t upper_of(uint32_t a, uint32_t b)
+{
+    return __byte_perm(a, b, 0x7632);
+}
+
+template <int D> static __device__ void multiply_v(const uint32_t p[4], const stage<D> &v, unsigned seen, sums<D> *a)
+{
+    const int l = lane_index();
 #pragma unroll
-    for (int c = 0; c < D / 16; c++) {
-        uint32_t b[4];
-        load_matrices_transposed(b, row ^ c * 32);
-        mma_16x8(a->o[2 * c], p, b);
-        mma_16x8(a->o[2 * c + 1], p, b + 2);
+    for (int b = 0; b < D / 64; b++) {
+        uint32_t x[4][4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const char *from = v.tile[tile_of_key(l % 4, k % 2)] + row_of_key(k / 2, k % 2) * D * 2 + l / 4 * 16;
+            uint4 y = {0, 0, 0, 0};
+            if (seen >> k & 1)
+                y = *(const uint4 *)(from + b * 128);
+            x[k][0] = y.x, x[k][1] = y.y, x[k][2] = y.z, x[k][3] = y.w;
+        }
+#pragma unroll
+        for (int m = 0; m < 4; m++) {
+            const uint32_t lower[2] = {lower_of(x[0][m], x[1][m]), lower_of(x[2][m], x[3][m])};
+            const uint32_t upper[2] = {upper_of(x[0][m], x[1][m]), upper_of(x[2][m], x[3][m])};
+            mma_16x8(a->o[8 * b + 2 * m], p, lower);
+            mma_16x8(a->o[8 * b + 2 * m + 1], p, upper);
+        }
     }
 }
 
-/* Where a key's logits of 4 heads lie: swizzled, for threads as keys and for threads as heads. */
-static __device__ int logit_at(int32_t key, int head)
-{
-    return key * HEADS + ((head / 4) ^ (key / 2 % 4)) * 4 + head % 4;
-}
-
-static __device__ void keep_logits(float *logits, int32_t first, const float s[2][4])
-{
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-            logits[logit_at(first + 8 * i + lane_index() % 4 * 2 + e % 2, lane_index() / 4 + e / 2 * 8)] = s[i][e];
-}
-
-/* The lane's share of its rows' results goes to shared memory: element (2 i + r) * WARP + lane is channels
- * 8 i + 2 (lane%4) + 0, 1 of head lane/4 + 8 r. */
-static __device__ void put(const sums &a, float2 *o)
-{
-#pragma unroll
-    for (int i = 0; i < D / 8; i++)
-#pragma unroll
-        for (int r = 0; r < 2; r++)
-            o[(2 * i + r) * WARP + lane_index()] = make_float2(a.o[i][2 * r], a.o[i][2 * r + 1]);
-}
-
-static __device__ void put_sums(const sums &a, max_sum *of_heads)
+template <int D> static __device__ void put_sums(const sums<D> &a, max_sum *of_heads)
 {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -161,26 +181,20 @@ static __device__ void put_sums(const sums &a, max_sum *of_heads)
     }
 }
 
-static __device__ int head_of(int element)
-{
-    return element % WARP / 4 + element / WARP % 2 * 8;
-}
-
-static __device__ int channel_of(int element)
-{
-    return element / (2 * WARP) * 8 + element % 4 * 2;
-}
-
 /* ---- Queries and gates */
 
-static __device__ void load_q(const decode_sm90 &p, const work &w, int b, char *q)
+/* In the order in which lanes read them: 16 bytes `piece` of head h for lane h%8 * 4 + piece%4. */
+template <int D, class RING> static __device__ void load_q(const decode_sm90 &p, const work &w, RING *x)
 {
-    for (int i = threadIdx.x; i < HEADS * ROW / 16; i += THREADS) {
-        const int h = i / (ROW / 16), piece = i % (ROW / 16), group = p.cache.cfg.group;
+    enum { PIECES = D / 8 };
+    const int group = p.cache.cfg.group;
+#pragma unroll
+    for (int i = threadIdx.x; i < NSA_N_BRANCHES * HEADS * PIECES; i += ATTENDING) {
+        const int b = i / (HEADS * PIECES), h = i / PIECES % HEADS, piece = i % PIECES;
         const nsa_tensor &t = p.q[b];
         const int64_t at = offset_of(t, w.x.s, w.x.added.start, w.row, (int64_t)w.head * group + min(h, group - 1));
-        const uint4 x = ((const uint4 *)((const bf16 *)t.data + at))[piece], none = {0, 0, 0, 0};
-        *(uint4 *)(q + h * ROW + (piece ^ h % 8) * 16) = h < group ? x : none;
+        const uint4 y = ((const uint4 *)((const bf16 *)t.data + at))[piece], none = {0, 0, 0, 0};
+        x->q[b][(piece / 4 * 2 + h / 8) * WARP + h % 8 * 4 + piece % 4] = h < group ? y : none;
     }
 }
 
@@ -211,22 +225,100 @@ static __device__ max_sum of_all_warps(const shared *sh, int b, int h)
     return x;
 }
 
-/* P of the CTA's own rows. */
-static __device__ void sum_heads(const work &w, const float *lse, const float *logits, float *sum)
+/* Over all keys of the cluster: log2 of the sum of 2^logit, of n branches. Each CTA writes its part to all, into parts
+ * [branch][CTA][head], that no CTA of the cluster uses any more. Heads beyond the group count nothing. */
+static __device__ void find_lse(const decode_sm90 &p, const work &w, shared *sh, int first, int n, max_sum *parts)
 {
-    const int32_t n = min(w.cta_tiles * TILE, w.n_cmp - w.rank * w.cta_tiles * TILE);
-    for (int32_t i = threadIdx.x; i < n; i += THREADS) {
-        float all = 0.0F;
-#pragma unroll
-        for (int h = 0; h < HEADS; h += 4) {
-            const float4 s = *(const float4 *)(logits + logit_at(i, h));
-            all += exp2_fast(s.x - lse[h]);
-            all += exp2_fast(s.y - lse[h + 1]);
-            all += exp2_fast(s.z - lse[h + 2]);
-            all += exp2_fast(s.w - lse[h + 3]);
+    const int b = threadIdx.x / HEADS, h = threadIdx.x % HEADS;
+    bar_sync(ATTENDED, ATTENDING);
+    if (p.cluster > 1) {
+        for (int k = 0; k < n; k++) {
+            const max_sum x = of_all_warps(sh, first + k, h);
+            for (int r = b; r < p.cluster; r += ATTENDING / HEADS)
+                store_2(in_cta(&parts[(k * p.cluster + w.rank) * HEADS + h], r), x);
         }
-        sum[i] = all;
+        cluster_sync();
     }
+    if (b < n) {
+        max_sum x = make_float2(-INFINITY, 0.0F);
+        if (p.cluster == 1)
+            x = of_all_warps(sh, first + b, h);
+        else
+            for (int r = 0; r < p.cluster; r++)
+                x = join(x, parts[(b * p.cluster + r) * HEADS + h]);
+        sh->lse[first + b][h] = h < p.cache.cfg.group ? x.x + log2f(x.y) : INFINITY;
+    }
+    bar_sync(ATTENDED, ATTENDING);
+}
+
+/* Of the heads lane/4 and lane/4 + 8: what the warp's o counts, with the gate. */
+template <int D> static __device__ float weight_of(const shared *sh, const sums<D> &a, int b, int r)
+{
+    const int h = lane_index() / 4 + 8 * r;
+    return a.max[r] == -INFINITY ? 0.0F : exp2_fast(a.max[r] - sh->lse[b][h]) * sh->gate[b][h];
+}
+
+/* Logits of the CTA's i-th stage, [head][place]: the lane's keys i, c have place 2 i + c of the four that are its. */
+static __device__ float *logits_at(const decode_sm90 &p, const work &w, int32_t i)
+{
+    const int64_t unit = blockIdx.x / p.cluster;
+    return p.logits + (unit * p.max_stages + stage_at(p, w, NSA_CMP, i)) * (STAGE * HEADS);
+}
+
+static __device__ void keep_logits(float *logits, const float s[2][4])
+{
+    const int l = lane_index();
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+        ((float4 *)logits)[(l / 4 + 8 * r) * (STAGE / 4) + warp_index() * 4 + l % 4] =
+            make_float4(s[0][2 * r], s[0][2 * r + 1], s[1][2 * r], s[1][2 * r + 1]);
+}
+
+/* P of the CTA's own rows: a warp takes whole stages, a lane two places of each. */
+static __device__ void sum_heads(const decode_sm90 &p, const work &w, const shared *sh, float *sum)
+{
+    enum { AT_ONCE = 2 };
+    const int l = lane_index(), n = n_stages(p, w, NSA_CMP);
+    float lse[HEADS];
+#pragma unroll
+    for (int h = 0; h < HEADS; h++)
+        lse[h] = sh->lse[NSA_CMP][h];
+    for (int first = warp_index(); first < n; first += AT_ONCE * WARPS) {
+        float2 s[AT_ONCE][HEADS];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (first + k * WARPS < n) {
+                const float2 *from = (const float2 *)logits_at(p, w, first + k * WARPS) + l;
+#pragma unroll
+                for (int h = 0; h < HEADS; h++)
+                    s[k][h] = __ldcg(from + h * (STAGE / 2));
+            }
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (first + k * WARPS < n) {
+                float2 all = {0.0F, 0.0F};
+#pragma unroll
+                for (int h = 0; h < HEADS; h++)
+                    all.x += exp2_fast(s[k][h].x - lse[h]), all.y += exp2_fast(s[k][h].y - lse[h]);
+                float *const to = sum + stage_at(p, w, NSA_CMP, first + k * WARPS) * STAGE + l / 8 * 4 + l % 2 * 2;
+                to[tile_of_key(l % 8 / 2, 0) * TILE] = all.x;
+                to[tile_of_key(l % 8 / 2, 1) * TILE + 1] = all.y;
+            }
+    }
+}
+
+/* P of the CTA's own rows, to the others. */
+static __device__ void spread_sums(const decode_sm90 &p, const work &w, float *sum)
+{
+    enum { PER_STAGE = STAGE / 4 };
+    bar_sync(ATTENDED, ATTENDING);
+    const int others = p.cluster - 1, n = n_stages(p, w, NSA_CMP) * PER_STAGE * others;
+    for (int i = threadIdx.x; i < n; i += ATTENDING) {
+        const int k = i / others, to = (w.rank + 1 + i % others) % p.cluster;
+        float *const x = sum + stage_at(p, w, NSA_CMP, k / PER_STAGE) * STAGE + k % PER_STAGE * 4;
+        store_4(in_cta(x, to), *(const float4 *)x);
+    }
+    cluster_sync();
 }
 
 /* Orders blocks: the higher score first, then the lower block; NaN is below all numbers. 0 is no block. */
@@ -246,201 +338,178 @@ static __device__ int rank_of(uint64_t key)
 }
 
 /*
- * The n_free best of blocks from .. to - 1, into sh->chosen: the best of those that a lane of any warp has bound the
- * n_free best of all from below; the few blocks that reach the bound are ranked among themselves.
+ * The n_free best of blocks from .. to - 1, into sh->chosen in rising order: the best of those that a lane of any warp
+ * has bound the n_free best of all from below; the few blocks that reach the bound are ranked among themselves.
  */
 static __device__ void choose(const nsa_config &c, shared *sh, const float *score, uint64_t *list, int32_t from,
                               int32_t to, int n_free)
 {
     uint64_t best = 0;
-    for (int32_t j = from + threadIdx.x; j < to; j += THREADS) {
+    for (int32_t j = from + threadIdx.x; j < to; j += ATTENDING) {
         const uint64_t key = key_of(score[j], j);
         best = key > best ? key : best;
     }
     sh->best[warp_index()][lane_index()] = best;
     if (threadIdx.x == 0)
         sh->n_listed = 0;
-    __syncthreads();
+    bar_sync(ATTENDED, ATTENDING);
     best = 0;
     for (int i = 0; i < WARPS; i++)
         best = sh->best[i][lane_index()] > best ? sh->best[i][lane_index()] : best;
     const unsigned last = __ballot_sync(~0U, rank_of(best) == n_free - 1);
     const uint64_t bound = __shfl_sync(~0U, best, __ffs((int)last) - 1);
-    for (int32_t j = from + threadIdx.x; j < to; j += THREADS) {
+    for (int32_t j = from + threadIdx.x; j < to; j += ATTENDING) {
         const uint64_t key = key_of(score[j], j);
         if (key >= bound)
             list[atomicAdd(&sh->n_listed, 1)] = key;
     }
-    __syncthreads();
+    bar_sync(ATTENDED, ATTENDING);
     const int32_t n = sh->n_listed;
-    for (int32_t i = threadIdx.x; i < n; i += THREADS) {
+    int32_t *const any_order = (int32_t *)sh->best;
+    for (int32_t i = threadIdx.x; i < n; i += ATTENDING) {
         const uint64_t key = list[i];
         int rank = 0;
         for (int32_t k = 0; k < n; k++)
             rank += list[k] > key;
         if (rank < n_free)
-            sh->chosen[rank] = (int32_t) ~(uint32_t)key;
+            any_order[rank] = (int32_t) ~(uint32_t)key;
     }
-    __syncthreads();
+    bar_sync(ATTENDED, ATTENDING);
+    if (threadIdx.x < n_free) {
+        const int32_t block = any_order[threadIdx.x];
+        int rank = 0;
+        for (int k = 0; k < n_free; k++)
+            rank += any_order[k] < block;
+        sh->chosen[rank] = block;
+    }
+    bar_sync(ATTENDED, ATTENDING);
 }
 
-/* The lanes' blocks in rising order, and -1 behind them as before. */
-static __device__ int32_t in_order(int32_t block)
-{
-    int rank = 0;
-    int32_t x = -1;
-#pragma unroll
-    for (int i = 0; i < WARP; i++)
-        rank += (uint32_t)__shfl_sync(~0U, block, i) < (uint32_t)block;
-    rank = block < 0 ? lane_index() : rank;
-#pragma unroll
-    for (int i = 0; i < WARP; i++) {
-        const int at = __shfl_sync(~0U, rank, i), from = __shfl_sync(~0U, block, i);
-        x = at == lane_index() ? from : x;
-    }
-    return x;
-}
-
-/* After a CTA's tiles of cmp: the selected blocks, in the lanes of each warp. */
-static __device__ int32_t select_blocks(const decode_sm90 &p, const work &w, shared *sh, float *logits, float *sum,
-                                        float *score)
+/* The selected blocks in rising order, in the lanes of each warp, once the chosen ones are known. */
+static __device__ int32_t selected_block(const decode_sm90 &p, const work &w, const shared *sh)
 {
     const nsa_config &c = p.cache.cfg.c;
     const int l = lane_index(), n_free = c.slc_topk - c.slc_n_init - c.slc_n_local;
     if (w.cur < c.slc_topk)
         return l <= w.cur ? l : -1;
+    return l < c.slc_n_init            ? l
+           : l < c.slc_n_init + n_free ? sh->chosen[l - c.slc_n_init]
+           : l < c.slc_topk            ? w.cur + 1 - c.slc_n_local + l - c.slc_n_init - n_free
+                                       : -1;
+}
+
+/* After a CTA's stages of cmp, where blocks are scored. */
+static __device__ void choose_blocks(const decode_sm90 &p, const work &w, shared *sh, float *sum, float *score)
+{
+    const nsa_config &c = p.cache.cfg.c;
     const int32_t from = c.slc_n_init, to = w.cur + 1 - c.slc_n_local;
-    if (n_free > 0) {
-        if (threadIdx.x < HEADS)
-            sh->of_cta[NSA_CMP][threadIdx.x] = of_all_warps(sh, NSA_CMP, threadIdx.x);
-        if (p.cluster > 1)
-            cluster_sync();
-        if (threadIdx.x < HEADS) {
-            max_sum x = make_float2(-INFINITY, 0.0F);
-            for (int r = 0; r < p.cluster; r++)
-                x = join(x, load_2(in_cta(&sh->of_cta[NSA_CMP][threadIdx.x], r)));
-            sh->lse[threadIdx.x] = threadIdx.x < p.cache.cfg.group ? x.x + log2f(x.y) : INFINITY;
-        }
-        __syncthreads();
-        sum_heads(w, sh->lse, logits, sum);
-        const float *all = sum;
-        if (p.cluster > 1) { /* the others' rows take the place of the logits */
-            cluster_sync();
-            const int32_t of_cta = w.cta_tiles * TILE;
-            for (int32_t i = 4 * threadIdx.x; i < w.n_cmp; i += 4 * THREADS)
-                *(float4 *)(logits + i) = load_4(in_cta(sum + i % of_cta, i / of_cta));
-            all = logits;
-        }
-        __syncthreads();
-        for (int32_t j = from + threadIdx.x; j < to; j += THREADS)
-            score[j] = block_score<int32_t>(c, all, w.n_cmp, j);
-        choose(c, sh, score, (uint64_t *)logits, from, to, n_free);
-    }
-    const int32_t block = l < c.slc_n_init            ? l
-                          : l < c.slc_n_init + n_free ? sh->chosen[l - c.slc_n_init]
-                          : l < c.slc_topk            ? to + l - c.slc_n_init - n_free
-                                                      : -1;
-    return in_order(block);
+    sum_heads(p, w, sh, sum);
+    if (p.cluster > 1)
+        spread_sums(p, w, sum);
+    else
+        bar_sync(ATTENDED, ATTENDING);
+    for (int32_t j = from + threadIdx.x; j < to; j += ATTENDING)
+        score[j] = block_score<int32_t>(c, sum + w.shift, w.n_cmp, j);
+    bar_sync(ATTENDED, ATTENDING); /* the list takes the place of P */
+    choose(c, sh, score, (uint64_t *)sum, from, to, c.slc_topk - c.slc_n_init - c.slc_n_local);
 }
 
 /* ---- Results */
 
-/* Of the warps and, in the order of ranks, of the CTAs; the gates; o. */
-static __device__ void write_o(const decode_sm90 &p, const work &w, int element, float2 x)
+/* Vector 8 b + 4 r + 2 c + half of a lane is channels 4 half .. 4 half + 3 of its o[8 b ..][2 r + c]. */
+template <int D> static __device__ float4 vector_of(const sums<D> &a, int i, const float weight[2])
 {
-    const int h = head_of(element);
+    const int b = i / 8, r = i / 4 % 2, c = i / 2 % 2, e = 8 * b + i % 2 * 4;
+    return make_float4(weight[r] * a.o[e][2 * r + c], weight[r] * a.o[e + 1][2 * r + c],
+                       weight[r] * a.o[e + 2][2 * r + c], weight[r] * a.o[e + 3][2 * r + c]);
+}
+
+static __device__ float4 add(const float4 &x, const float4 &y)
+{
+    return make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
+}
+
+/* o of cmp, weighted, by each lane for itself. A warp has HEADS * D / 4 vectors. */
+template <int D> static __device__ void put(const shared *sh, const sums<D> &cmp, float4 *o)
+{
+    const float weight[2] = {weight_of(sh, cmp, NSA_CMP, 0), weight_of(sh, cmp, NSA_CMP, 1)};
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        o[(warp_index() * (D / 8) + i) * WARP + lane_index()] = vector_of(cmp, i, weight);
+}
+
+/* The same of slc and win, added to it. */
+template <int D> static __device__ void put_more(const shared *sh, const sums<D> &slc, const sums<D> &win, float4 *o)
+{
+    const float of_slc[2] = {weight_of(sh, slc, NSA_SLC, 0), weight_of(sh, slc, NSA_SLC, 1)};
+    const float of_win[2] = {weight_of(sh, win, NSA_WIN, 0), weight_of(sh, win, NSA_WIN, 1)};
+#pragma unroll
+    for (int i = 0; i < D / 8; i++) {
+        float4 *const x = o + (warp_index() * (D / 8) + i) * WARP + lane_index();
+        *x = add(*x, add(vector_of(slc, i, of_slc), vector_of(win, i, of_win)));
+    }
+}
+
+static __device__ void write_o(const decode_sm90 &p, const work &w, int i, const float4 &x)
+{
+    const int l = i % WARP, of_lane = i / WARP, h = l / 4 + of_lane / 4 % 2 * 8;
+    const int channel = 8 * (2 * (l % 4) + of_lane / 2 % 2 + of_lane / 8 * 8) + of_lane % 2 * 4;
     if (h >= p.cache.cfg.group)
         return;
     const int64_t at = offset_of(p.o, w.x.s, w.x.added.start, w.row, (int64_t)w.head * p.cache.cfg.group + h);
-    *(uint32_t *)((bf16 *)p.o.data + at + channel_of(element)) = pack2(x.x, x.y);
+    *(uint2 *)((bf16 *)p.o.data + at + channel) = make_uint2(pack2(x.x, x.y), pack2(x.z, x.w));
 }
 
-/* What each warp, then each CTA, counts: 2^(its maximum - that of all), over the sum of all, times the gate. */
-static __device__ float weight_of(max_sum part, max_sum all, float gate)
+/* Of the warps and, in the order of ranks, of the CTAs: each CTA adds up some vectors, which the others write to it, to
+ * parts[CTA][vector]. */
+template <int D> static __device__ void combine(const decode_sm90 &p, const work &w, const float4 *o, float4 *parts)
 {
-    return part.y > 0.0F || part.y != part.y ? exp2_fast(part.x - all.x) / all.y * gate : 0.0F;
-}
-
-static __device__ void combine(const decode_sm90 &p, const work &w, shared *sh, float *logits)
-{
-    float2 *const o[NSA_N_BRANCHES] = {(float2 *)logits, (float2 *)(sh->ring[0] + O_BYTES), (float2 *)sh->ring[0]};
-    const int stride[NSA_N_BRANCHES] = {O_BYTES / 8, RING / 8, RING / 8};
-    __syncthreads();
-    for (int i = threadIdx.x; i < NSA_N_BRANCHES * WARPS * HEADS; i += THREADS) {
-        const int b = i / (WARPS * HEADS), warp = i / HEADS % WARPS, h = i % HEADS;
-        const max_sum all = of_all_warps(sh, b, h), part = sh->of_warp[b][warp][h];
-        sh->weight[b][warp][h] =
-            p.cluster > 1 ? weight_of(part, make_float2(all.x, 1.0F), 1.0F) : weight_of(part, all, sh->gate[b][h]);
-        if (warp == 0)
-            sh->of_cta[b][h] = all;
-    }
-    __syncthreads();
-    for (int e = threadIdx.x; e < N_ELEMENTS; e += THREADS) {
-        float2 y = {0.0F, 0.0F};
+    enum { N_VECTORS = HEADS * D / 4 };
+    const int mine = N_VECTORS / p.cluster;
+    bar_sync(ATTENDED, ATTENDING);
 #pragma unroll
-        for (int b = 0; b < NSA_N_BRANCHES; b++) {
-            float2 x = {0.0F, 0.0F};
+    for (int i = threadIdx.x; i < N_VECTORS; i += ATTENDING) {
+        float4 x = o[i];
 #pragma unroll
-            for (int i = 0; i < WARPS; i++) {
-                const float2 part = o[b][i * stride[b] + e];
-                const float by = sh->weight[b][i][head_of(e)];
-                x.x = fmaf(by, part.x, x.x), x.y = fmaf(by, part.y, x.y);
-            }
-            if (p.cluster > 1)
-                o[b][e] = x;
-            y.x += x.x, y.y += x.y;
-        }
+        for (int k = 1; k < WARPS; k++)
+            x = add(x, o[k * N_VECTORS + i]);
         if (p.cluster == 1)
-            write_o(p, w, e, y);
+            write_o(p, w, i, x);
+        else
+            store_4(in_cta(parts + w.rank * mine + i % mine, i / mine), x);
     }
     if (p.cluster == 1)
         return;
-
     cluster_sync();
-    float *const weight = (float *)sh->ring[1]; /* [branch][rank][head] */
-    max_sum *const parts = (max_sum *)sh->ring[2];
-    const int n = p.cluster;
-    for (int i = threadIdx.x; i < NSA_N_BRANCHES * n * HEADS; i += THREADS)
-        parts[i] = load_2(in_cta(&sh->of_cta[i / HEADS / n][i % HEADS], i / HEADS % n));
-    __syncthreads();
-    if (threadIdx.x < NSA_N_BRANCHES * HEADS) {
-        const int b = threadIdx.x / HEADS, h = threadIdx.x % HEADS;
-        max_sum all = make_float2(-INFINITY, 0.0F);
-        for (int r = 0; r < n; r++)
-            all = join(all, parts[(b * n + r) * HEADS + h]);
-        for (int r = 0; r < n; r++)
-            weight[(b * n + r) * HEADS + h] = weight_of(parts[(b * n + r) * HEADS + h], all, sh->gate[b][h]);
-    }
-    __syncthreads();
-    const int mine = N_ELEMENTS / n;
-    for (int e = w.rank * mine + threadIdx.x; e < (w.rank + 1) * mine; e += THREADS) {
-        float2 y = {0.0F, 0.0F};
+    for (int i = threadIdx.x; i < mine; i += ATTENDING) {
+        float4 x = parts[i];
 #pragma unroll 4
-        for (int r = 0; r < n; r++)
-#pragma unroll
-            for (int b = 0; b < NSA_N_BRANCHES; b++) {
-                const float2 x = load_2(in_cta(o[b] + e, r));
-                const float by = weight[(b * n + r) * HEADS + head_of(e)];
-                y.x = fmaf(by, x.x, y.x), y.y = fmaf(by, x.y, y.y);
-            }
-        write_o(p, w, e, y);
+        for (int r = 1; r < p.cluster; r++)
+            x = add(x, parts[r * mine + i]);
+        write_o(p, w, w.rank * mine + i, x);
     }
 }
 
 /* ---- The cache */
 
-/* Half a warp copies a row. */
-static __device__ void copy_row(char *to, const char *from)
+/* Half a warp copies a row: the lower one K's, the upper one V's. */
+static __device__ int which_row()
 {
-    ((uint4 *)to)[lane_row()] = ((const uint4 *)from)[lane_row()];
+    return lane_index() / (WARP / 2);
+}
+
+static __device__ void copy_row(const decode_sm90 &p, char *to, const char *from)
+{
+    for (int at = lane_index() % (WARP / 2) * 16; at < row_bytes(p.cache, which_row()); at += WARP / 2 * 16)
+        *(uint4 *)(to + at) = *(const uint4 *)(from + at);
 }
 
 /* The new token's K and V of slc, into its page, by a warp. No CTA of this call reads them there. */
 static __device__ void append(const decode_sm90 &p, const work &w)
 {
     const int32_t b = p.cache.shared_kv ? 0 : NSA_SLC;
-    copy_row(page_row(p.cache, w.x, CACHE_SLC_K + lane_part(), w.head, w.t),
-             new_row(p.cache, w.x, lane_part() == 0 ? p.cache.k[b] : p.cache.v[b], w.head, w.t));
+    copy_row(p, page_row(p.cache, w.x, CACHE_SLC_K + which_row(), w.head, w.t),
+             new_row(p.cache, w.x, which_row() == 0 ? p.cache.k[b] : p.cache.v[b], w.head, w.t));
 }
 
 /* One warp of each cluster comes here when the cluster has read what it reads. The last of a sequence lets the rings
@@ -461,8 +530,8 @@ static __device__ void finish(const decode_sm90 &p, const work &w)
 #pragma unroll 4
         for (int32_t i = 0; i < n; i++) {
             const int64_t t = first + i / n_heads;
-            copy_row(ring_row(p.cache, w.x, part + lane_part(), i % n_heads, t),
-                     token_row(p.cache, w.x, part + lane_part(), i % n_heads, t));
+            copy_row(p, ring_row(p.cache, w.x, part + which_row(), i % n_heads, t),
+                     token_row(p.cache, w.x, part + which_row(), i % n_heads, t));
         }
     }
     if (lane_index() == 0) {
@@ -473,118 +542,197 @@ static __device__ void finish(const decode_sm90 &p, const work &w)
 
 /* ---- The kernel */
 
-/* Tile i of the warp: K and V as they arrive, and in their place the next but one. */
-template <bool SHARED_KV>
-static __device__ void attend(const decode_sm90 &p, const work &w, reader *r, int32_t i, const tile &x, const char *q,
-                              sums *a, float *logits, int32_t first)
+/* The s-th stage: K and V as they arrive; and their places free again. */
+static __device__ void wait_for(const shared *sh, int part, uint32_t s)
 {
-    float s[2][4];
+    mbar_wait((uint64_t *)&sh->full[part][s % SLOTS], s / SLOTS % 2);
+}
+
+static __device__ void let_go(shared *sh, int part, uint32_t s)
+{
+    if (part == 1)
+        fence_async(); /* or the next copy would overtake reads that have only been asked for; soften has used K's */
+    __syncwarp();
+    if (lane_index() == 0)
+        mbar_arrive(&sh->free[part][s % SLOTS]);
+}
+
+template <int D_QK, int D_V>
+static __device__ void attend(const decode_sm90 &p, shared *sh, const ring<D_QK, D_V> *in, int branch, uint32_t s,
+                              sums<D_V> *a, float *logits)
+{
+    float x[2][4];
     uint32_t prob[4];
-    wait_for_tile<PENDING>();
-    multiply_q(q, r->ring + i % 2 * SLOT, p.cache.cfg.scale * LOG2_E, x, s);
-    __syncwarp();
-    read_k<SHARED_KV>(p, w, r);
+    wait_for(sh, 0, s);
+    const unsigned seen = seen_of(sh->seen[s % SLOTS]);
+    multiply_q(in->q[branch], in->k[s % SLOTS], p.cache.cfg.scale * LOG2_E, seen, x);
+    soften(x, a, prob);
+    let_go(sh, 0, s);
+    wait_for(sh, 1, s);
+    multiply_v(prob, in->v[s % SLOTS], seen, a);
+    let_go(sh, 1, s);
     if (logits != NULL)
-        keep_logits(logits, first, s);
-    soften(s, a, prob);
-    wait_for_tile<PENDING>();
-    multiply_v(prob, r->ring + (2 + i % 2) * SLOT, a);
-    __syncwarp();
-    read_v<SHARED_KV>(p, w, r);
+        keep_logits(logits, x); /* behind the fence, which would wait for it */
 }
 
-/* The same for two branches. */
-static __device__ void attend_both(const decode_sm90 &p, const work &w, reader *r, int32_t i, const tile &x,
-                                   const char (*q)[HEADS * ROW], sums *slc, sums *win)
+/* A stage of the window for slc, too: the tiles of selected blocks, but for one that the window begins in. */
+template <int D_QK, int D_V>
+static __device__ void attend_both(const decode_sm90 &p, const work &w, shared *sh, const ring<D_QK, D_V> *in,
+                                   int32_t i, uint32_t s, sums<D_V> *slc, sums<D_V> *win)
 {
-    float s[2][4];
+    const int32_t first = w.tiles_first + stage_at(p, w, NSA_WIN, i) * STAGE;
+    unsigned of_tiles = 0; /* a bit for each */
+#pragma unroll
+    for (int k = 0; k < TILES; k++) {
+        const int32_t row = first + k * TILE;
+        if (row >= w.slc_end && __any_sync(~0U, w.selected == row / p.cache.cfg.c.slc_block))
+            of_tiles |= 1U << k;
+    }
+    if (of_tiles == 0) {
+        attend(p, sh, in, NSA_WIN, s, win, NULL);
+        return;
+    }
+    const int j = lane_index() % 4;
+    float x[2][4];
     uint32_t prob[2][4];
-    wait_for_tile<PENDING>();
-    multiply_q(q[0], r->ring + i % 2 * SLOT, p.cache.cfg.scale * LOG2_E, x, s);
-    soften(s, slc, prob[0]);
-    multiply_q(q[1], r->ring + i % 2 * SLOT, p.cache.cfg.scale * LOG2_E, x, s);
-    __syncwarp();
-    read_k<true>(p, w, r);
-    soften(s, win, prob[1]);
-    wait_for_tile<PENDING>();
-    multiply_v(prob[0], r->ring + (2 + i % 2) * SLOT, slc);
-    multiply_v(prob[1], r->ring + (2 + i % 2) * SLOT, win);
-    __syncwarp();
-    read_v<true>(p, w, r);
+    wait_for(sh, 0, s);
+    const unsigned seen = seen_of(sh->seen[s % SLOTS]);
+    const unsigned of_slc = seen & ((of_tiles >> tile_of_key(j, 0) & 1) * 5 | (of_tiles >> tile_of_key(j, 1) & 1) * 10);
+    multiply_q(in->q[NSA_SLC], in->k[s % SLOTS], p.cache.cfg.scale * LOG2_E, of_slc, x);
+    soften(x, slc, prob[0]);
+    multiply_q(in->q[NSA_WIN], in->k[s % SLOTS], p.cache.cfg.scale * LOG2_E, seen, x);
+    soften(x, win, prob[1]);
+    let_go(sh, 0, s);
+    wait_for(sh, 1, s);
+    multiply_v(prob[0], in->v[s % SLOTS], seen, slc);
+    multiply_v(prob[1], in->v[s % SLOTS], seen, win);
+    let_go(sh, 1, s);
 }
 
+/* A reading warp. The first stages of the window are under way while blocks are selected. */
 template <bool SHARED_KV>
-static __global__ __launch_bounds__(THREADS, DECODE_CTAS) void decode_kernel(const __grid_constant__ decode_sm90 p)
+static __device__ void read_all(const decode_sm90 &p, work &w, shared *sh, int part, int slot, char *to)
 {
-    extern __shared__ __align__(1024) char memory[];
-    shared *const sh = (shared *)memory;
-    float *const logits = (float *)(memory + DECODE_FIXED_BYTES);
-    float *const sum = (float *)(memory + DECODE_FIXED_BYTES + decode_logits_bytes(p.max_tiles, p.max_blocks));
-    float *const score = sum + p.max_tiles * TILE;
-    const nsa_config &c = p.cache.cfg.c;
-    work w;
-    if (!find_work<SHARED_KV>(p, &w))
-        return; /* as its cluster does */
+    const int32_t n_cmp = n_stages(p, w, NSA_CMP), n_known = n_cmp + n_stages(p, w, NSA_WIN);
+    const int32_t pause = min(n_known, n_cmp + SLOTS);
+    int32_t n = n_known;
+    bool paused = false;
+    for (int32_t s = slot; s < n || !paused; s += SLOTS) {
+        if (s >= pause && !paused) {
+            for (int k = 0; k < (p.cluster == 1 ? 0 : w.scored ? 2 : 1); k++)
+                cluster_sync();
+            bar_sync(SELECTED, THREADS);
+            w.selected = selected_block(p, w, sh);
+            deal_selected(p, &w);
+            n += n_stages(p, w, NSA_SLC);
+            paused = true;
+        }
+        if (s < n) {
+            const int branch = s < n_cmp ? NSA_CMP : s < n_known ? NSA_WIN : NSA_SLC;
+            const int32_t before = branch == NSA_CMP ? 0 : branch == NSA_WIN ? n_cmp : n_known;
+            read_stage<SHARED_KV>(p, w, sh, part, branch, s - before, slot, to, (uint32_t)s / SLOTS % 2 ^ 1);
+        }
+    }
+}
 
-    reader r = {sh->ring[warp_index()], 0, 0, 0, NULL};
-    read_on<SHARED_KV>(p, w, &r, 0, w.n[NSA_CMP] + w.n[NSA_WIN]);
-    load_q(p, w, NSA_CMP, sh->q[0]);
-    load_q(p, w, NSA_WIN, sh->q[1]);
+/* The warps that attend. */
+template <int D_QK, int D_V, bool SHARED_KV>
+static __device__ void attend_all(const decode_sm90 &p, work &w, shared *sh, ring<D_QK, D_V> *in, float *sum,
+                                  float *score)
+{
+    const int32_t n_cmp = n_stages(p, w, NSA_CMP), n_win = n_stages(p, w, NSA_WIN);
+    sums<D_V> slc, win;
+    uint32_t s = 0;
+    load_q<D_QK>(p, w, in);
     load_gates(p, w, sh);
-    if (w.rank == p.cluster - 1 && warp_index() == WARPS - 1)
-        append(p, w);
-    __syncthreads();
-
-    sums slc, win;
+    bar_sync(ATTENDED, ATTENDING);
     clear(&slc);
-    const bool scored = w.cur >= c.slc_topk;
-    int32_t i = 0;
-    for (; i < w.n[NSA_CMP]; i++)
-        attend<SHARED_KV>(p, w, &r, i, tile_of(p, w, i), sh->q[0], &slc, scored ? logits : NULL,
-                          (warp_index() + i * WARPS) * TILE);
+    for (int32_t i = 0; i < n_cmp; i++)
+        attend(p, sh, in, NSA_CMP, s++, &slc, w.scored ? logits_at(p, w, i) : NULL);
     put_sums(slc, sh->of_warp[NSA_CMP][warp_index()]);
-    __syncthreads();
-    load_q(p, w, NSA_SLC, sh->q[0]);
-    w.selected = select_blocks(p, w, sh, logits, sum, score);
+    find_lse(p, w, sh, NSA_CMP, 1, sh->of_ctas[0]);
+    if (w.scored)
+        choose_blocks(p, w, sh, sum, score);
+    bar_arrive(SELECTED, THREADS);
+    w.selected = selected_block(p, w, sh);
     deal_selected(p, &w);
-    read_on<SHARED_KV>(p, w, &r, i, w.n[NSA_CMP] + w.n[NSA_WIN] + w.n[NSA_SLC]);
-    __syncthreads();
-    put(slc, (float2 *)logits + warp_index() * (O_BYTES / 8));
-    if (p.slc_idx.data != NULL && w.rank == 0 && threadIdx.x < c.slc_topk)
+    put(sh, slc, (float4 *)sum);
+    if (p.slc_idx.data != NULL && w.rank == 0 && threadIdx.x < p.cache.cfg.c.slc_topk)
         ((int32_t *)p.slc_idx.data)[offset_of(p.slc_idx, w.x.s, w.x.added.start, w.row, w.head) + threadIdx.x] =
             w.selected;
 
     clear(&slc);
     clear(&win);
-    for (; i < w.n[NSA_CMP] + w.n[NSA_WIN]; i++) {
-        const tile x = tile_of(p, w, i);
-        if (SHARED_KV && x.first >= w.slc_end && __any_sync(~0U, w.selected == x.first / c.slc_block))
-            attend_both(p, w, &r, i, x, sh->q, &slc, &win);
+    for (int32_t i = 0; i < n_win; i++)
+        if (SHARED_KV)
+            attend_both(p, w, sh, in, i, s++, &slc, &win);
         else
-            attend<SHARED_KV>(p, w, &r, i, x, sh->q[1], &win, NULL, 0);
-    }
-    for (; i < r.end; i++)
-        attend<SHARED_KV>(p, w, &r, i, tile_of(p, w, i), sh->q[0], &slc, NULL, 0);
-    wait_for_tile<0>();
-    put(slc, (float2 *)(sh->ring[warp_index()] + O_BYTES));
-    put(win, (float2 *)sh->ring[warp_index()]);
+            attend(p, sh, in, NSA_WIN, s++, &win, NULL);
+    for (int32_t n = n_stages(p, w, NSA_SLC); n > 0; n--)
+        attend(p, sh, in, NSA_SLC, s++, &slc, NULL);
     put_sums(slc, sh->of_warp[NSA_SLC][warp_index()]);
     put_sums(win, sh->of_warp[NSA_WIN][warp_index()]);
-    combine(p, w, sh, logits);
-    if (w.rank == p.cluster - 1 && warp_index() == WARPS - 1)
-        finish(p, w);
-    if (p.cluster > 1)
-        cluster_sync(); /* what others read stays until they have */
+    if (p.cluster == 1)
+        bar_arrive(HAS_READ, ATTENDING + WARP);
+    find_lse(p, w, sh, NSA_SLC, 2, (max_sum *)in->q[NSA_CMP]);
+    put_more(sh, slc, win, (float4 *)sum);
+    combine<D_V>(p, w, (float4 *)sum, (float4 *)in->k);
 }
 
-template <bool SHARED_KV> static cudaError_t launch(const decode_sm90 *p, nsa_stream stream)
+template <int D_QK, int D_V, bool SHARED_KV>
+static __global__ __launch_bounds__(THREADS, 2) void decode_kernel(const __grid_constant__ decode_sm90 p)
 {
-    const int bytes = (int)decode_sm90_bytes(p->max_tiles, p->max_blocks);
+    extern __shared__ __align__(1024) char memory[];
+    shared *const sh = (shared *)memory;
+    ring<D_QK, D_V> *const in = (ring<D_QK, D_V> *)(memory + DECODE_SMALL_BYTES);
+    float *const sum = (float *)(in + 1);
+    float *const score = sum + decode_sums_bytes(p.max_stages, p.max_blocks) / 4;
+    work w;
+    if (p.cluster > 1)
+        cluster_arrive();
+    const bool found = find_work<SHARED_KV>(p, &w);
+    if (p.cluster > 1)
+        cluster_wait(); /* all CTAs are there to be written to */
+    if (!found)
+        return; /* as its cluster does */
+    if (threadIdx.x < SLOTS) {
+        for (int part = 0; part < 2; part++) {
+            mbar_init(&sh->full[part][threadIdx.x], TILES);
+            mbar_init(&sh->free[part][threadIdx.x], WARPS);
+        }
+        fence_mbar_init();
+    }
+    __syncthreads();
+    if (warp_index() < WARPS) {
+        registers_up<192>();
+        attend_all<D_QK, D_V, SHARED_KV>(p, w, sh, in, sum, score);
+        return;
+    }
+    registers_down<64>();
+    const int reader = warp_index() - WARPS, slot = reader / 2;
+    read_all<SHARED_KV>(p, w, sh, reader % 2, slot, reader % 2 == 0 ? in->k[slot].tile[0] : in->v[slot].tile[0]);
+    if (reader > 0 || w.rank < p.cluster - 1)
+        return;
+    append(p, w);
+    if (p.cluster > 1) {
+        cluster_sync();
+        cluster_arrive(); /* as combine does, which need not wait for the rest */
+    } else {
+        bar_sync(HAS_READ, ATTENDING + WARP);
+    }
+    finish(p, w);
+    if (p.cluster > 1)
+        cluster_wait();
+}
+
+template <int D_QK, int D_V, bool SHARED_KV> static cudaError_t launch(const decode_sm90 *p, nsa_stream stream)
+{
+    const int bytes = (int)decode_sm90_bytes(D_QK, D_V, p->max_stages, p->max_blocks);
     /* The same in all calls: other threads may be launching. */
-    cudaError_t error =
-        cudaFuncSetAttribute(decode_kernel<SHARED_KV>, cudaFuncAttributeMaxDynamicSharedMemorySize, DECODE_MAX_BYTES);
+    void (*const kernel)(decode_sm90) = decode_kernel<D_QK, D_V, SHARED_KV>;
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, DECODE_MAX_BYTES);
     if (error == cudaSuccess && p->cluster > 8)
-        error = cudaFuncSetAttribute(decode_kernel<SHARED_KV>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error != cudaSuccess)
         return error;
     cudaLaunchAttribute cluster = {};
@@ -592,19 +740,27 @@ template <bool SHARED_KV> static cudaError_t launch(const decode_sm90 *p, nsa_st
     cluster.val.clusterDim.x = (unsigned)p->cluster;
     cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(p->cache.total * p->cache.cfg.c.n_heads_kv * p->cluster));
+    config.gridDim = dim3((unsigned)(p->n_units * p->cluster));
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = (size_t)bytes;
     config.stream = stream;
     config.attrs = &cluster;
     config.numAttrs = 1;
-    error = cudaLaunchKernelEx(&config, decode_kernel<SHARED_KV>, *p);
+    error = cudaLaunchKernelEx(&config, kernel, *p);
     return error != cudaSuccess ? error : cudaGetLastError();
+}
+
+template <int D_QK, int D_V> static cudaError_t launch(const decode_sm90 *p, nsa_stream stream)
+{
+    static_assert(sizeof(ring<D_QK, D_V>) == decode_ring_bytes(D_QK, D_V), "decode_sm90_bytes counts it");
+    return p->cache.shared_kv ? launch<D_QK, D_V, true>(p, stream) : launch<D_QK, D_V, false>(p, stream);
 }
 
 int launch_decode_sm90(const decode_sm90 *p, nsa_stream stream)
 {
-    if (p->cache.total == 0)
-        return cudaSuccess;
-    return p->cache.shared_kv ? launch<true>(p, stream) : launch<false>(p, stream);
+    switch (p->cache.cfg.c.d_qk) {
+    case 64: return launch<64, 64>(p, stream);
+    case 128: return launch<128, 128>(p, stream);
+    default: return launch<192, 128>(p, stream);
+    }
 }

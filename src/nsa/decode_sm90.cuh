@@ -1,4 +1,4 @@
-/* Decoding on Hopper: which rows a CTA and its warps read, where these lie, and how they come to shared memory. */
+/* Decoding on Hopper: which rows a CTA reads, where these lie, and the warps that bring them to shared memory. */
 #ifndef NSA_NSA_DECODE_SM90_CUH
 #define NSA_NSA_DECODE_SM90_CUH
 
@@ -7,55 +7,74 @@
 #include "nsa/decode_sm90.h"
 
 enum {
-    D = DECODE_D,
-    ROW = 2 * D, /* bytes */
     TILE = DECODE_TILE,
+    STAGE = DECODE_STAGE,
+    TILES = STAGE / TILE, /* of a stage */
+    SLOTS = DECODE_SLOTS,
     HEADS = DECODE_HEADS,
-    THREADS = WARPS * WARP,
-    SLOT = TILE * ROW,          /* of a ring: a tile of K or of V */
-    RING = 4 * SLOT,            /* of a warp: two tiles of K, two of V */
-    O_BYTES = HEADS * D * 4,    /* of one branch */
-    N_ELEMENTS = HEADS * D / 2, /* of o, two channels each */
-    PENDING = 3                 /* groups of copies younger than the one that is waited for */
+    ATTENDING = WARPS * WARP, /* threads that attend: a warpgroup. Another one reads */
+    THREADS = 2 * WARPGROUP
 };
-static_assert(2 * O_BYTES == RING, "a warp's o of two branches takes the place of its ring");
+static_assert((int)WARPS == DECODE_WARPS && (int)WARPS == (int)TILES, "a warp has four rows of each tile");
+
+/* Named barriers; 0 is __syncthreads. */
+enum {
+    ATTENDED = 1, /* among the warps that attend */
+    SELECTED = 2, /* the reading warps wait for what they have selected; */
+    HAS_READ = 3  /* and one of them until all is read */
+};
 
 /* Of one branch and head, over some keys: the largest logit (times log2 e) and the sum of 2^(logit - it). */
 typedef float2 max_sum;
 
-/* Behind these lie, as long as the problem wants them: logits[tile * TILE][HEADS] of the CTA's compressed rows, where
- * later o of cmp_attn lies, of each warp; then P[tile * TILE] and score[block]. */
+/* Shared memory. Behind it lie a ring, P[row] of all compressed rows, where later a list of blocks and then o of each
+ * warp lie, and score[block]. */
 typedef struct shared {
-    char ring[WARPS][RING];
-    char q[2][HEADS * ROW]; /* of cmp, then of slc; of win */
     max_sum of_warp[NSA_N_BRANCHES][WARPS][HEADS];
-    max_sum of_cta[NSA_N_BRANCHES][HEADS];
-    float weight[NSA_N_BRANCHES][WARPS][HEADS];
     float gate[NSA_N_BRANCHES][HEADS];
-    float lse[HEADS]; /* of cmp, times log2 e */
-    uint64_t best[WARPS][WARP];
+    float lse[NSA_N_BRANCHES][HEADS]; /* times log2 e */
+    union {
+        max_sum of_ctas[DECODE_MAX_CLUSTER][HEADS]; /* of cmp; later */
+        uint64_t best[WARPS][WARP];
+    };
+    uint64_t full[2][SLOTS], free[2][SLOTS]; /* of K, of V */
     int32_t chosen[DECODE_MAX_TOPK];
+    uint16_t seen[SLOTS][TILES]; /* of the tiles of a stage, a bit for each row that the token sees */
     int32_t n_listed;
 } shared;
 
-static_assert(sizeof(shared) <= DECODE_FIXED_BYTES, "decode_sm90_bytes counts it");
-static_assert(WARPS * O_BYTES == DECODE_O_BYTES, "and o of cmp_attn");
+static_assert(sizeof(shared) <= DECODE_SMALL_BYTES, "decode_sm90_bytes counts it");
+
+/* K or V of a stage, rows of D channels: tiles lie so far apart that rows of the same number are in different banks. */
+template <int D> struct stage {
+    char tile[TILES][TILE * D * 2 + DECODE_TILE_PAD];
+};
+
+template <int D_QK, int D_V> struct ring {
+    enum { Q_BYTES = HEADS * D_QK * 2 > DECODE_MIN_Q_BYTES ? HEADS *D_QK * 2 : DECODE_MIN_Q_BYTES };
+    stage<D_QK> k[SLOTS];
+    stage<D_V> v[SLOTS];
+    uint4 q[NSA_N_BRANCHES][Q_BYTES / 16]; /* as multiply_q reads it; that of cmp makes room for sums of CTAs */
+};
+
+static_assert(2 * DECODE_MAX_CLUSTER * HEADS * sizeof(max_sum) <= DECODE_MIN_Q_BYTES, "of slc and win");
 
 /* ---- What a CTA works at: the same in all of its threads, and but for rank in its cluster */
 
 typedef struct work {
     cached x;
     int32_t head, rank;
-    int64_t row;               /* of the call's tensors */
-    int32_t t, old, cur;       /* position, the cache's length before the call, the position's block */
-    int32_t n_cmp, first_new;  /* compressed rows that t sees; those from first_new on are of this call */
-    int32_t cta_tiles;         /* of compressed rows, for each CTA of the cluster */
-    int32_t win_first;         /* key */
-    int32_t tiles_first;       /* where its tiles start: there, or if K is shared at a whole tile */
-    int32_t slc_end;           /* selected blocks are read up to this key: to t, or if K is shared to the first whole
-                                  tile of the window, whose tiles are read once */
-    int32_t n[NSA_N_BRANCHES]; /* tiles of this warp */
-    int32_t selected;          /* the block number lane_index() of those selected, or -1 */
+    int64_t row;              /* of the call's tensors */
+    int32_t t, old, cur;      /* position, the cache's length before the call, the position's block */
+    int32_t n_cmp, first_new; /* compressed rows that t sees; those from first_new on are of this call */
+    int32_t shift;            /* compressed row 0 is the shift-th of the first page's */
+    int32_t win_first;        /* key */
+    int32_t tiles_first;      /* where its tiles start: there, or if K is shared at a whole tile */
+    int32_t slc_end;          /* selected blocks are read up to this key: to t, or if K is shared to the first whole
+                                 tile of the window, whose tiles are read once */
+    int32_t n_tiles[NSA_N_BRANCHES];
+    bool scored;      /* t sees more blocks than are selected */
+    int32_t selected; /* the block number lane_index() of those selected, or -1 */
 } work;
 
 static __device__ inline int32_t ceil_div(int32_t n, int32_t by)
@@ -84,7 +103,7 @@ static __device__ inline int warp_index()
 template <bool SHARED_KV> static __device__ inline bool find_work(const decode_sm90 &p, work *w)
 {
     const nsa_config &c = p.cache.cfg.c;
-    const int64_t unit = blockIdx.x / p.cluster, token = unit / c.n_heads_kv;
+    const int64_t unit = p.first_unit + blockIdx.x / p.cluster, token = unit / c.n_heads_kv;
     w->rank = (int32_t)(blockIdx.x % p.cluster);
     w->head = (int32_t)(unit % c.n_heads_kv);
     w->x = cached_of(p.cache, seq_of_token(p.cache, token));
@@ -104,198 +123,165 @@ template <bool SHARED_KV> static __device__ inline bool find_work(const decode_s
     w->win_first = max(0, w->t - (c.win_size - 1));
     w->tiles_first = SHARED_KV ? w->win_first / TILE * TILE : w->win_first;
     w->slc_end = SHARED_KV ? ceil_div(w->win_first, TILE) * TILE : w->t + 1;
-    const int32_t n_tiles = ceil_div(w->n_cmp, TILE), of = WARPS * p.cluster;
-    w->cta_tiles = ceil_div(n_tiles, p.cluster);
-    w->n[NSA_CMP] = dealt(min(w->cta_tiles, max(0, n_tiles - w->rank * w->cta_tiles)), warp_index(), WARPS);
-    w->n[NSA_WIN] = dealt(ceil_div(w->t + 1 - w->tiles_first, TILE), of - 1 - (w->rank * WARPS + warp_index()), of);
-    w->n[NSA_SLC] = 0;
+    w->shift = c.cmp_block / c.cmp_stride - 1;
+    w->n_tiles[NSA_CMP] = w->n_cmp > 0 ? ceil_div(w->n_cmp + w->shift, TILE) : 0;
+    w->n_tiles[NSA_WIN] = ceil_div(w->t + 1 - w->tiles_first, TILE);
+    w->n_tiles[NSA_SLC] = 0;
+    w->scored = w->cur >= c.slc_topk && c.slc_n_init + c.slc_n_local < c.slc_topk;
     w->selected = -1;
     return true;
 }
 
-/* Rows first + lo .. first + hi - 1 of a branch. */
+/* The stages of a branch are dealt to the CTAs of a cluster in turn, those of win from the last CTA on. */
+static __device__ inline int32_t first_stage(const decode_sm90 &p, const work &w, int branch)
+{
+    return branch == NSA_WIN ? p.cluster - 1 - w.rank : w.rank;
+}
+
+static __device__ inline int32_t n_stages(const decode_sm90 &p, const work &w, int branch)
+{
+    return dealt(ceil_div(w.n_tiles[branch], TILES), first_stage(p, w, branch), p.cluster);
+}
+
+static __device__ inline int32_t stage_at(const decode_sm90 &p, const work &w, int branch, int32_t i)
+{
+    return first_stage(p, w, branch) + i * p.cluster;
+}
+
+/* Rows first + lo .. first + hi - 1; those of cmp are counted from the start of the first page, so that a tile lies in
+ * one page. */
 typedef struct tile {
-    int branch; /* NSA_CMP ... */
     int32_t first, lo, hi;
 } tile;
 
-/* The i-th of the warp: those of cmp come first, then win, then slc. */
-static __device__ inline tile tile_of(const decode_sm90 &p, const work &w, int32_t i)
+/* Whole warps: a lane's i-th of a branch. */
+static __device__ inline tile tile_of(const decode_sm90 &p, const work &w, int branch, int32_t i)
 {
-    const int32_t of = WARPS * p.cluster, me = w.rank * WARPS + warp_index();
-    if (i < w.n[NSA_CMP]) {
-        const int32_t first = (w.rank * w.cta_tiles + warp_index() + i * WARPS) * TILE;
-        const tile x = {NSA_CMP, first, 0, min(TILE, w.n_cmp - first)};
-        return x;
-    }
-    i -= w.n[NSA_CMP];
-    if (i < w.n[NSA_WIN]) {
-        const int32_t first = w.tiles_first + (of - 1 - me + i * of) * TILE;
-        const tile x = {NSA_WIN, first, max(0, w.win_first - first), min(TILE, w.t + 1 - first)};
-        return x;
-    }
-    i = me + (i - w.n[NSA_WIN]) * of;
     const int32_t of_block = p.cache.cfg.c.slc_block / TILE;
-    const int32_t block = __shfl_sync(~0U, w.selected, i / of_block);
-    const int32_t first = block * p.cache.cfg.c.slc_block + i % of_block * TILE;
-    const tile x = {NSA_SLC, first, 0, min(TILE, w.t + 1 - first)};
+    const int32_t block = __shfl_sync(~0U, w.selected, i / of_block % WARP);
+    tile x = {i * TILE, 0, 0};
+    if (branch == NSA_WIN)
+        x.first += w.tiles_first;
+    if (branch == NSA_SLC)
+        x.first = block * p.cache.cfg.c.slc_block + i % of_block * TILE;
+    if (i < w.n_tiles[branch]) {
+        const int32_t start = branch == NSA_CMP ? w.shift : branch == NSA_WIN ? w.win_first : 0;
+        const int32_t end = branch == NSA_CMP ? w.shift + w.n_cmp : w.t + 1;
+        x.lo = max(0, start - x.first);
+        x.hi = min(TILE, end - x.first);
+    }
     return x;
 }
 
-/* The selected blocks are known: the warp's tiles of them, all but the last whole. */
+/* The selected blocks are known: how many tiles they have, all blocks but the last whole. */
 static __device__ inline void deal_selected(const decode_sm90 &p, work *w)
 {
     const int32_t block = p.cache.cfg.c.slc_block, rest = w->slc_end - w->selected * block;
     const int32_t mine = w->selected < 0 ? 0 : min(block / TILE, max(0, ceil_div(rest, TILE)));
-    const int32_t of = WARPS * p.cluster;
-    w->n[NSA_SLC] = dealt(__reduce_add_sync(~0U, mine), w->rank * WARPS + warp_index(), of);
+    w->n_tiles[NSA_SLC] = __reduce_add_sync(~0U, mine);
 }
 
-/* ---- A warp's ring. Lanes below 16 know where a row of K lies, the others where one of V */
+/* ---- Where rows lie */
 
-typedef struct reader {
-    char *ring;
-    int32_t next, end; /* tiles: the one to be read next, and how many are known */
-    int32_t page;      /* of the lane's row of tile `next` */
-    const char *row;   /* the lane's row of the tile that is being read; NULL: none */
-} reader;
+/* n rows, one behind the other. */
+typedef struct run {
+    const char *from;
+    int32_t n;
+} run;
 
-static __device__ inline int lane_row()
-{
-    return lane_index() % TILE;
-}
-
-static __device__ inline int lane_part()
-{
-    return lane_index() / TILE;
-}
-
-template <bool SHARED_KV> static __device__ inline bool is_paged(const work &w, const tile &x)
-{
-    const int32_t i = x.first + lane_row();
-    return lane_row() >= x.lo && lane_row() < x.hi &&
-           (x.branch == NSA_CMP || (i < w.old && (SHARED_KV || x.branch == NSA_SLC)));
-}
-
-/* Where the lane's row lies in its sequence's pages, as page_row. */
-static __device__ inline int32_t paged_row(const decode_sm90 &p, const tile &x)
-{
-    const nsa_config &c = p.cache.cfg.c;
-    return x.first + lane_row() + (x.branch == NSA_CMP ? c.cmp_block / c.cmp_stride - 1 : 0);
-}
-
-static __device__ inline cache_part paged_part(const tile &x)
-{
-    return (cache_part)((x.branch == NSA_CMP ? CACHE_K_CMP : CACHE_SLC_K) + lane_part());
-}
-
-template <bool SHARED_KV> static __device__ inline void look_up(const decode_sm90 &p, const work &w, reader *r)
-{
-    if (r->next >= r->end)
-        return;
-    const tile x = tile_of(p, w, r->next);
-    if (is_paged<SHARED_KV>(w, x))
-        r->page = w.x.table[paged_row(p, x) / (int32_t)p.cache.layout.rows[paged_part(x)]];
-}
-
-template <bool SHARED_KV>
-static __device__ inline const char *find_row(const decode_sm90 &p, const work &w, const tile &x, int32_t page)
+static __device__ inline run run_in_page(const decode_sm90 &p, const work &w, int part, int32_t row)
 {
     const cache_simt &c = p.cache;
-    const int32_t i = x.first + lane_row();
-    if (lane_row() < x.lo || lane_row() >= x.hi)
-        return NULL;
-    if (is_paged<SHARED_KV>(w, x)) {
-        const cache_part part = paged_part(x);
-        return c.pages + min(max(page, 0), c.n_pages - 1) * c.layout.page_bytes + w.head * c.layout.page_head_bytes +
-               c.layout.offset[part] + paged_row(p, x) % (int32_t)c.layout.rows[part] * (int64_t)ROW;
-    }
-    if (i < w.old)
-        return ring_row(c, w.x, CACHE_WIN_K + lane_part(), w.head, i);
-    const int32_t branch = SHARED_KV ? 0 : x.branch;
-    return new_row(c, w.x, lane_part() == 0 ? c.k[branch] : c.v[branch], w.head, i);
+    const int32_t rows = (int32_t)c.layout.rows[part], at = row % rows;
+    const int32_t page = min(max(w.x.table[row / rows], 0), c.n_pages - 1);
+    const run x = {c.pages + page * c.layout.page_bytes + w.head * c.layout.page_head_bytes + c.layout.offset[part] +
+                       at * row_bytes(c, part),
+                   rows - at};
+    return x;
 }
 
-/* Compresses block i by mean, into its page: a lane has four channels. Each CTA that reads a new row makes it, for
- * itself: all write the same. */
-static __device__ inline void make_row(const decode_sm90 &p, const work &w, int32_t i)
+/* K (part 0) or V of a branch from a row on. */
+template <bool SHARED_KV>
+static __device__ inline run run_of(const decode_sm90 &p, const work &w, int branch, int part, int32_t row)
+{
+    run x;
+    if (branch == NSA_CMP)
+        return run_in_page(p, w, CACHE_K_CMP + part, row);
+    if (row >= w.old) {
+        const int of = SHARED_KV ? 0 : branch;
+        x.from = new_row(p.cache, w.x, part == 0 ? p.cache.k[of] : p.cache.v[of], w.head, row);
+        x.n = 1;
+        return x;
+    }
+    if (SHARED_KV || branch == NSA_SLC) {
+        x = run_in_page(p, w, CACHE_SLC_K + part, row);
+    } else {
+        const int32_t rows = (int32_t)p.cache.layout.rows[CACHE_WIN_K];
+        x.from = ring_row(p.cache, w.x, CACHE_WIN_K + part, w.head, row);
+        x.n = rows - row % rows;
+    }
+    x.n = min(x.n, w.old - row);
+    return x;
+}
+
+/* ---- The reading warps: one for K and one for V of each slot */
+
+/* Compresses block i by mean, into its page, K (part 0) or V: a lane has four channels at a time. Each CTA that reads
+ * a new row makes it, for itself: all write the same. */
+static __device__ inline void make_row(const decode_sm90 &p, const work &w, int part, int32_t i)
 {
     const nsa_config &c = p.cache.cfg.c;
-    for (int v = 0; v < 2; v++) {
+    const float n = (float)c.cmp_block;
+    char *const to = page_row(p.cache, w.x, CACHE_K_CMP + part, w.head, i);
+    for (int at = 8 * lane_index(); at < row_bytes(p.cache, part); at += 8 * WARP) {
         float y[4] = {0.0F, 0.0F, 0.0F, 0.0F};
-#pragma unroll 8
+#pragma unroll 4
         for (int32_t r = 0; r < c.cmp_block; r++) {
-            const char *row = token_row(p.cache, w.x, CACHE_RAW_K + v, w.head, (int64_t)i * c.cmp_stride + r);
-            const uint2 x = *(const uint2 *)(row + 8 * lane_index());
+            const char *row = token_row(p.cache, w.x, CACHE_RAW_K + part, w.head, (int64_t)i * c.cmp_stride + r);
+            const uint2 x = *(const uint2 *)(row + at);
             const float2 lo = __bfloat1622float2(*(const __nv_bfloat162 *)&x.x);
             const float2 hi = __bfloat1622float2(*(const __nv_bfloat162 *)&x.y);
             y[0] += lo.x, y[1] += lo.y, y[2] += hi.x, y[3] += hi.y;
         }
-        const float n = (float)c.cmp_block;
         const uint2 x = {pack2(y[0] / n, y[1] / n), pack2(y[2] / n, y[3] / n)};
-        *(uint2 *)(page_row(p.cache, w.x, CACHE_K_CMP + v, w.head, i) + 8 * lane_index()) = x;
-    }
-    __syncwarp();
-}
-
-/* Rows of K or of V, half a warp each; 16-byte pieces swizzled as ldmatrix wants them. */
-static __device__ inline void copy_rows(const decode_sm90 &p, const reader &r, int part, char *slot)
-{
-    const int half = lane_index() / TILE, piece = lane_index() % TILE;
-#pragma unroll
-    for (int j = 0; j < TILE / 2; j++) {
-        const int row = 2 * j + half;
-        const char *from = (const char *)__shfl_sync(~0U, (unsigned long long)r.row, part * TILE + row);
-        copy_16(shared_address(slot) + row * ROW + (piece ^ row % 8) * 16,
-                from == NULL ? p.cache.pages : from + piece * 16, from != NULL);
+        *(uint2 *)(to + at) = x;
     }
 }
 
-/* A group of copies: K of tile `next`, if that is known. Then V of it. */
-template <bool SHARED_KV> static __device__ inline void read_k(const decode_sm90 &p, const work &w, reader *r)
-{
-    if (r->next < r->end) {
-        const tile x = tile_of(p, w, r->next);
-        if (x.branch == NSA_CMP && p.makes_rows)
-            for (int32_t i = max(x.first, w.first_new); i < x.first + x.hi; i++)
-                make_row(p, w, i);
-        r->row = find_row<SHARED_KV>(p, w, x, r->page);
-        copy_rows(p, *r, 0, r->ring + r->next % 2 * SLOT);
-    }
-    copies_commit();
-}
-
-template <bool SHARED_KV> static __device__ inline void read_v(const decode_sm90 &p, const work &w, reader *r)
-{
-    if (r->next < r->end) {
-        copy_rows(p, *r, 1, r->ring + (2 + r->next % 2) * SLOT);
-        r->next++;
-        look_up<SHARED_KV>(p, w, r);
-    }
-    copies_commit();
-}
-
-/* More tiles are known: reads those of the two from `now` on that are not under way, with empty groups where there are
- * none, for attend to count. */
+/* K (part 0) or V of the i-th stage of a branch into a slot, at `to`, by a warp: a tile by each of its first lanes. */
 template <bool SHARED_KV>
-static __device__ inline void read_on(const decode_sm90 &p, const work &w, reader *r, int32_t now, int32_t end)
+static __device__ inline void read_stage(const decode_sm90 &p, const work &w, shared *sh, int part, int branch,
+                                         int32_t i, int slot, char *to, uint32_t parity)
 {
-    r->end = end;
-    look_up<SHARED_KV>(p, w, r);
-    while (r->next < r->end && r->next < now + 2) {
-        read_k<SHARED_KV>(p, w, r);
-        read_v<SHARED_KV>(p, w, r);
+    const int l = lane_index();
+    const int32_t first = stage_at(p, w, branch, i) * TILES;
+    const tile x = tile_of(p, w, branch, first + l % TILES);
+    if (branch == NSA_CMP && p.makes_rows && first * TILE + STAGE - w.shift > w.first_new) {
+        const int32_t end = min(w.n_cmp, first * TILE + STAGE - w.shift);
+        for (int32_t row = max(w.first_new, first * TILE - w.shift); row < end; row++)
+            make_row(p, w, part, row);
+        fence_async_global();
+        __syncwarp();
     }
-    for (int32_t i = r->next; i < now + 2; i++) {
-        copies_commit();
-        copies_commit();
+    run from = {NULL, 0};
+    if (x.lo < x.hi)
+        from = run_of<SHARED_KV>(p, w, branch, part, x.first + x.lo);
+    uint64_t *const full = &sh->full[part][slot];
+    const int32_t bytes = (int32_t)row_bytes(p.cache, part);
+    to += l % TILES * (TILE * bytes + DECODE_TILE_PAD);
+    mbar_wait(&sh->free[part][slot], parity);
+    if (l < TILES) {
+        if (part == 0)
+            sh->seen[slot][l] = (uint16_t)(x.lo < x.hi ? (1U << x.hi) - (1U << x.lo) : 0);
+        mbar_arrive_expect(full, (uint32_t)(max(0, x.hi - x.lo) * bytes));
+        for (int32_t row = x.lo; row < x.hi;) {
+            const int32_t n = min(from.n, x.hi - row);
+            copy_bytes_once(to + row * bytes, from.from, (uint32_t)(n * bytes), full);
+            row += n;
+            if (row < x.hi)
+                from = run_of<SHARED_KV>(p, w, branch, part, x.first + row);
+        }
     }
-}
-
-/* Until the warp's copies have arrived, all but those of the last N groups. */
-template <int N> static __device__ inline void wait_for_tile()
-{
-    copies_wait<N>();
     __syncwarp();
 }
 

@@ -3,15 +3,6 @@
 #include "ops/attn_tile/attn.h"
 #include "ops/gate/gate.h"
 
-nsa_tensor tensor_or_scratch(const nsa_tensor *t, arena *ws, int64_t n_rows, nsa_dtype dtype, int32_t n_heads,
-                             int32_t d)
-{
-    if (t->data != NULL)
-        return *t;
-    void *data = arena_take(ws, i64_mul(n_rows, n_heads), (size_t)d * dtype_size(dtype));
-    return nsa_packed(data, dtype, n_heads, d);
-}
-
 static void run_attn(const attn_impl *impls, const attn_problem *a, arena *ws)
 {
     const size_t mark = ws->used;
@@ -30,7 +21,11 @@ void pipeline_run(const pipeline *p, arena *ws)
     for (int b = 0; b < NSA_N_BRANCHES; b++) {
         a[b] = (attn_problem){
             .ctx = p->ctx, .cfg = cfg, .seqs = p->seqs[b], .q = p->q[b], .k = p->k[b], .v = p->v[b], .branch = b};
-        a[b].o = tensor_or_scratch(&p->o_branch[b], ws, n, p->dtype, cfg->n_heads_q, cfg->d_v);
+        if (b != NSA_WIN)
+            a[b].o = tensor_or_scratch(&p->o_branch[b], ws, n, p->dtype, cfg->n_heads_q, cfg->d_v);
+        else /* absent where the gated sum is all that is wanted */
+            a[b].o =
+                p->o_branch[b].data != NULL ? p->o_branch[b] : nsa_packed(NULL, p->dtype, cfg->n_heads_q, cfg->d_v);
         a[b].lse = tensor_or_scratch(&p->lse[b], ws, n, lse_dtype(p->dtype), cfg->n_heads_q, 1);
         g.o_branch[b] = a[b].o;
     }
@@ -38,9 +33,7 @@ void pipeline_run(const pipeline *p, arena *ws)
 
     a[NSA_CMP].selects = !p->slc_idx_given;
     a[NSA_CMP].select = a[NSA_SLC].slc_idx;
+    a[NSA_WIN].gates = &g;
     for (int b = 0; b < NSA_N_BRANCHES; b++)
         run_attn(impls[b], &a[b], ws);
-    const size_t mark = ws->used;
-    gate_choose(&g)->forward(&g, ws);
-    arena_release(ws, mark);
 }

@@ -2,6 +2,8 @@
  * The ops in order, over rows wherever they lie; nsa_forward runs it over tensors, the KV cache over pages and rings:
  *
  *     cmp_attn (o, lse) -> select (slc_idx) -> slc_attn (o, lse) -> win_attn (o, lse) -> gate -> o
+ *
+ * select is run by cmp_attn and gate by win_attn, for there are kernels that do both.
  */
 #ifndef NSA_NSA_PIPELINE_H
 #define NSA_NSA_PIPELINE_H
@@ -25,9 +27,5 @@ typedef struct pipeline {
 } pipeline;
 
 void pipeline_run(const pipeline *p, arena *ws); /* as an op_fn: counts or runs */
-
-/* t itself, or if its data is NULL a packed tensor of n_rows rows from ws. */
-nsa_tensor tensor_or_scratch(const nsa_tensor *t, arena *ws, int64_t n_rows, nsa_dtype dtype, int32_t n_heads,
-                             int32_t d);
 
 #endif

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { D = 128, MAX_SEQS = 64, MAX_NEW = 8, GUARD = 4096 };
+enum { MAX_SEQS = 64, MAX_NEW = 8, GUARD = 4096 };
 
 typedef struct decode_shape {
     int32_t n_heads_q, n_heads_kv;
@@ -17,19 +17,24 @@ typedef struct decode_shape {
     nsa_phi_kind phi;
     int32_t n_seqs, longest; /* tokens to begin with */
     int32_t max_new, n_steps;
+    int32_t d_qk, d_v;
 } decode_shape;
 
 static const decode_shape shapes[] = {
-    {32, 2, 32, 16, 64, 16, 1, 2, 512, 256, 16, 2, 0, NSA_PHI_MEAN, 2, 3000, 1, 20},
-    {64, 4, 32, 16, 64, 16, 1, 2, 512, 256, 16, 2, 1, NSA_PHI_MEAN, 2, 1500, 1, 20},
-    {16, 1, 32, 16, 64, 16, 1, 2, 512, 64, 24, 0, 0, NSA_PHI_MEAN, 3, 1200, 1, 40},
-    {8, 2, 8, 4, 16, 4, 1, 1, 13, 32, 8, 5, 0, NSA_PHI_MEAN, 3, 20, 5, 30},
-    {8, 2, 8, 4, 16, 4, 1, 1, 13, 32, 8, 5, 1, NSA_PHI_MEAN, 3, 0, 5, 30},
-    {3, 1, 8, 4, 16, 4, 1, 1, 13, 32, 12, 0, 0, NSA_PHI_GATED_CHANNEL, 3, 60, 8, 24},
-    {12, 2, 8, 8, 32, 5, 0, 0, 40, 64, 6, 3, 1, NSA_PHI_LINEAR, 3, 100, 3, 24},
-    {30, 2, 32, 8, 48, 6, 2, 1, 100, 96, 12, 8, 0, NSA_PHI_MEAN, 20, 500, 8, 6},
-    {4, 2, 32, 16, 64, 16, 1, 2, 512, 128, 40, 1, 1, NSA_PHI_MEAN, 60, 1500, 2, 6},
-    {32, 2, 32, 16, 64, 4, 1, 2, 1 << 30, 128, 16, 1, 1, NSA_PHI_MEAN, 8, 700, 2, 6},
+    {32, 2, 32, 16, 64, 16, 1, 2, 512, 256, 16, 2, 0, NSA_PHI_MEAN, 2, 3000, 1, 20, 128, 128},
+    {64, 4, 32, 16, 64, 16, 1, 2, 512, 256, 16, 2, 1, NSA_PHI_MEAN, 2, 1500, 1, 20, 128, 128},
+    {16, 1, 32, 16, 64, 16, 1, 2, 512, 64, 24, 0, 0, NSA_PHI_MEAN, 3, 1200, 1, 40, 128, 128},
+    {8, 2, 8, 4, 16, 4, 1, 1, 13, 32, 8, 5, 0, NSA_PHI_MEAN, 3, 20, 5, 30, 128, 128},
+    {8, 2, 8, 4, 16, 4, 1, 1, 13, 32, 8, 5, 1, NSA_PHI_MEAN, 3, 0, 5, 30, 128, 128},
+    {3, 1, 8, 4, 16, 4, 1, 1, 13, 32, 12, 0, 0, NSA_PHI_GATED_CHANNEL, 3, 60, 8, 24, 128, 128},
+    {12, 2, 8, 8, 32, 5, 0, 0, 40, 64, 6, 3, 1, NSA_PHI_LINEAR, 3, 100, 3, 24, 128, 128},
+    {30, 2, 32, 8, 48, 6, 2, 1, 100, 96, 12, 8, 0, NSA_PHI_MEAN, 20, 500, 8, 6, 128, 128},
+    {4, 2, 32, 16, 64, 16, 1, 2, 512, 128, 40, 1, 1, NSA_PHI_MEAN, 60, 1500, 2, 6, 128, 128},
+    {32, 2, 32, 16, 64, 4, 1, 2, 1 << 30, 128, 16, 1, 1, NSA_PHI_MEAN, 8, 700, 2, 6, 128, 128},
+    {64, 4, 32, 16, 64, 16, 1, 2, 512, 256, 16, 2, 0, NSA_PHI_MEAN, 3, 3000, 2, 12, 64, 64},
+    {8, 2, 8, 4, 16, 4, 1, 1, 13, 32, 8, 5, 1, NSA_PHI_MEAN, 3, 20, 5, 20, 64, 64},
+    {32, 2, 32, 16, 64, 16, 1, 2, 512, 256, 16, 2, 0, NSA_PHI_MEAN, 3, 3000, 2, 12, 192, 128},
+    {8, 2, 8, 4, 16, 4, 1, 1, 13, 32, 8, 5, 1, NSA_PHI_MEAN, 3, 20, 5, 20, 192, 128},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -145,15 +150,16 @@ static void *random_numbers(int64_t n, nsa_dtype dtype, double sigma, rng *r)
 
 static void make_phi(decode_case *c, rng *r)
 {
-    const int64_t block = c->cfg.cmp_block;
+    const int64_t block = c->cfg.cmp_block, d = c->cfg.d_qk;
+    require(c->shape->phi == NSA_PHI_MEAN || d == c->cfg.d_v);
     c->phi = (nsa_phi){.kind = c->shape->phi, .dtype = NSA_F32};
     if (c->phi.kind == NSA_PHI_LINEAR) {
-        c->phi.pe = random_numbers(block * D, NSA_F32, 1.0, r);
-        c->phi.w1 = random_numbers(block * D * D, NSA_F32, 1.0 / sqrt((double)(block * D)), r);
+        c->phi.pe = random_numbers(block * d, NSA_F32, 1.0, r);
+        c->phi.w1 = random_numbers(block * d * d, NSA_F32, 1.0 / sqrt((double)(block * d)), r);
     }
     if (c->phi.kind == NSA_PHI_GATED_CHANNEL) {
-        c->phi.w1 = random_numbers(D * D, NSA_F32, 1.0 / sqrt(D), r);
-        c->phi.b1 = random_numbers(block * D, NSA_F32, 1.0, r);
+        c->phi.w1 = random_numbers(d * d, NSA_F32, 1.0 / sqrt((double)d), r);
+        c->phi.b1 = random_numbers(block * d, NSA_F32, 1.0, r);
     }
 }
 
@@ -181,8 +187,9 @@ static void make_cache(decode_case *c, one_cache *x)
 static void make_case(decode_case *c, const decode_shape *s, rng *r)
 {
     *c = (decode_case){.shape = s,
-                       .cfg = {sizeof(nsa_config), s->n_heads_q, s->n_heads_kv, D, D, s->cmp_block, s->cmp_stride,
-                               s->slc_block, s->slc_topk, s->slc_n_init, s->slc_n_local, s->win_size, 0.0}};
+                       .cfg = {sizeof(nsa_config), s->n_heads_q, s->n_heads_kv, s->d_qk, s->d_v, s->cmp_block,
+                               s->cmp_stride, s->slc_block, s->slc_topk, s->slc_n_init, s->slc_n_local, s->win_size,
+                               0.0}};
     make_phi(c, r);
     make_cache(c, &c->caches[0]);
     make_cache(c, &c->caches[1]);
@@ -201,13 +208,13 @@ static void make_case(decode_case *c, const decode_shape *s, rng *r)
     c->cu = take(((size_t)s->n_seqs + 1) * sizeof *c->cu);
     c->room = max_i64((int64_t)s->n_seqs * s->longest, (int64_t)s->n_seqs * MAX_NEW);
     for (int b = 0; b < 3; b++) {
-        c->q[b] = take((size_t)(c->room * s->n_heads_q * D * 2));
-        c->k[b] = take((size_t)(c->room * s->n_heads_kv * D * 2));
-        c->v[b] = take((size_t)(c->room * s->n_heads_kv * D * 2));
+        c->q[b] = take((size_t)(c->room * s->n_heads_q * s->d_qk * 2));
+        c->k[b] = take((size_t)(c->room * s->n_heads_kv * s->d_qk * 2));
+        c->v[b] = take((size_t)(c->room * s->n_heads_kv * s->d_v * 2));
     }
     c->gate = take((size_t)(c->room * s->n_heads_q * 3 * 4));
     for (int i = 0; i < 2; i++) {
-        c->o[i] = take((size_t)(c->room * s->n_heads_q * D * 2));
+        c->o[i] = take((size_t)(c->room * s->n_heads_q * s->d_v * 2));
         c->slc_idx[i] = take((size_t)(c->room * s->n_heads_kv * s->slc_topk * 4));
     }
 }
@@ -251,15 +258,15 @@ static void append(decode_case *c, const int32_t n_new[], bool decode, rng *r)
                         .gate = nsa_packed(c->gate, NSA_F32, s->n_heads_q, 3),
                         .phi_k = &c->phi,
                         .phi_v = &c->phi,
-                        .o = nsa_packed(NULL, NSA_BF16, s->n_heads_q, D),
+                        .o = nsa_packed(NULL, NSA_BF16, s->n_heads_q, s->d_v),
                         .slc_idx = nsa_packed(NULL, NSA_I32, s->n_heads_kv, s->slc_topk)};
     for (int b = 0; b < 3; b++) {
-        fill(c->q[b], total * s->n_heads_q * D, NSA_BF16, 1.5, r);
-        fill(c->k[b], total * s->n_heads_kv * D, NSA_BF16, 1.0, r);
-        fill(c->v[b], total * s->n_heads_kv * D, NSA_BF16, 1.0, r);
-        a.q[b] = nsa_packed(c->q[b], NSA_BF16, s->n_heads_q, D);
-        a.k[b] = nsa_packed(c->k[b], NSA_BF16, s->n_heads_kv, D);
-        a.v[b] = nsa_packed(c->v[b], NSA_BF16, s->n_heads_kv, D);
+        fill(c->q[b], total * s->n_heads_q * s->d_qk, NSA_BF16, 1.5, r);
+        fill(c->k[b], total * s->n_heads_kv * s->d_qk, NSA_BF16, 1.0, r);
+        fill(c->v[b], total * s->n_heads_kv * s->d_v, NSA_BF16, 1.0, r);
+        a.q[b] = nsa_packed(c->q[b], NSA_BF16, s->n_heads_q, s->d_qk);
+        a.k[b] = nsa_packed(c->k[b], NSA_BF16, s->n_heads_kv, s->d_qk);
+        a.v[b] = nsa_packed(c->v[b], NSA_BF16, s->n_heads_kv, s->d_v);
     }
     fill_gates(c->gate, total * s->n_heads_q * 3, r);
     if (decode)
@@ -274,7 +281,7 @@ static void append(decode_case *c, const int32_t n_new[], bool decode, rng *r)
     }
     check_guards();
 
-    const int64_t n_idx = total * s->n_heads_kv * s->slc_topk, n_o = total * s->n_heads_q * D;
+    const int64_t n_idx = total * s->n_heads_kv * s->slc_topk, n_o = total * s->n_heads_q * s->d_v;
     int32_t *idx[2] = {download(c->slc_idx[0], (size_t)n_idx * 4), download(c->slc_idx[1], (size_t)n_idx * 4)};
     for (int64_t i = 0; i < n_idx; i++)
         if (idx[0][i] != idx[1][i])
@@ -284,7 +291,7 @@ static void append(decode_case *c, const int32_t n_new[], bool decode, rng *r)
     void *o[2] = {download(c->o[0], (size_t)n_o * 2), download(c->o[1], (size_t)n_o * 2)};
     for (int64_t row = 0; row < total * s->n_heads_q; row++) {
         double most_o = 0.0, off = 0.0;
-        for (int64_t i = row * D; i < (row + 1) * D; i++) {
+        for (int64_t i = row * s->d_v; i < (row + 1) * s->d_v; i++) {
             const double x = dtype_get(o[0], NSA_BF16, i), y = dtype_get(o[1], NSA_BF16, i);
             most_o = fmax(most_o, fabs(y));
             off = fmax(off, isnan(x) || isnan(y) ? INFINITY : fabs(x - y));

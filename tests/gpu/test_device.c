@@ -16,8 +16,15 @@ static const nsa_shape shapes[] = {
     {2, 2, 192, 128, NSA_BF16, LAYOUT_GAPS, false, false, NSA_PHI_LINEAR, false},
     {5, 1, 5, 7, NSA_F32, LAYOUT_THD, true, false, NSA_PHI_MEAN, false},
     {4, 1, 64, 64, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_MEAN, false}, /* for tensor cores */
+    {1, 2, 64, 64, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_MEAN,
+     false}, /* the same, block-major if there are many */
 };
-enum { N_SHAPES = sizeof shapes / sizeof *shapes };
+enum { N_SHAPES = sizeof shapes / sizeof *shapes, MANY_BLOCKS = 20 * 16 /* tokens */ };
+
+static nsa_batch batch_for(int shape, int32_t max)
+{
+    return batch_ragged(blocks.slc_block, shape == N_SHAPES - 1 ? MANY_BLOCKS : max);
+}
 
 /* Row by row; the ops' own suites have the exact bounds. */
 static void assert_near(const char *what, const test_tensor *got, const test_tensor *want)
@@ -50,7 +57,7 @@ static void test_whole_against_oracle(void **state)
         testlib_reset();
         test_note("shape %d", i);
         rng r = rng_new();
-        const nsa_batch batch = batch_ragged(blocks.slc_block, 130);
+        const nsa_batch batch = batch_for(i, 130);
         nsa_case got, want;
         nsa_case_init(&got, &blocks, &batch, &shapes[i], &r);
         nsa_case_as(&want, &got, shapes[i].as);
@@ -98,7 +105,7 @@ static void test_bad_cu_seqlens(void **state)
         nsa_shape shape = shapes[i % N_SHAPES];
         if (i / N_SHAPES % 2 == 0)
             shape.as = LAYOUT_BSHD;
-        const nsa_batch batch = batch_ragged(blocks.slc_block, 50);
+        const nsa_batch batch = batch_for(i % N_SHAPES, 50);
         nsa_case c;
         nsa_case_init(&c, &blocks, &batch, &shape, &r);
         for (int k = 0; k < 3; k++) { /* of the memory that batch points to */
@@ -140,12 +147,13 @@ static void cuda_ok(cudaError_t error)
 }
 
 /* A captured call has not run; its graph gives what a plain call gives. */
-static void capture(const nsa_shape *shape)
+static void capture(int which)
 {
+    const nsa_shape *shape = &shapes[which];
     testlib_reset();
     test_note("graph");
     rng r = rng_new();
-    const nsa_batch batch = batch_ragged(blocks.slc_block, 130);
+    const nsa_batch batch = batch_for(which, 130);
     nsa_case plain, captured;
     nsa_case_init(&plain, &blocks, &batch, shape, &r);
     nsa_case_as(&captured, &plain, LAYOUT_THD);
@@ -182,8 +190,9 @@ static void capture(const nsa_shape *shape)
 static void test_graph(void **state)
 {
     (void)state;
-    capture(&shapes[0]);
-    capture(&shapes[N_SHAPES - 1]);
+    capture(0);
+    capture(N_SHAPES - 2);
+    capture(N_SHAPES - 1);
 }
 
 static void test_unsupported(void **state)

@@ -87,14 +87,14 @@ static char *selection(const large *x, rng *r, int32_t like_before)
     return p;
 }
 
-static void init(large *x, const nsa_ctx *ctx, int branch, int32_t tokens, int32_t n_heads_kv, int32_t d_qk,
-                 int32_t d_v)
+static void init(large *x, const nsa_ctx *ctx, int branch, int32_t tokens, int32_t n_heads_kv, int32_t group,
+                 int32_t d_qk, int32_t d_v)
 {
     rng r = rng_new();
     *x = (large){.tokens = tokens};
     nsa_config_init(&x->cfg);
     x->cfg.n_heads_kv = n_heads_kv;
-    x->cfg.n_heads_q = 16 * n_heads_kv;
+    x->cfg.n_heads_q = group * n_heads_kv;
     x->cfg.d_qk = d_qk;
     x->cfg.d_v = d_v;
     const int32_t cu[] = {0, tokens}, n_q = x->cfg.n_heads_q;
@@ -239,7 +239,7 @@ static void test_same_bits(void **state)
         if (branch == NSA_SLC && shape[0] == 256) /* has no kernel */
             continue;
         large x;
-        init(&x, ctx, branch, LARGE, 4, shape[0], shape[1]);
+        init(&x, ctx, branch, LARGE, 4, 16, shape[0], shape[1]);
         const attn_impl *impl = impl_named(branch, "sm90");
         run(impl->forward, &x.p);
         grads first = run_backward(&x, impl);
@@ -258,7 +258,7 @@ static void compare_slc_forward(const nsa_ctx *ctx, int32_t tokens, int32_t like
                                 compare_fn *same)
 {
     large x;
-    init(&x, ctx, NSA_SLC, tokens, 4, 128, 128);
+    init(&x, ctx, NSA_SLC, tokens, 4, 16, 128, 128);
     rng r = rng_new();
     cuda_ok(cudaFree(x.slc_idx));
     x.slc_idx = selection(&x, &r, like_before);
@@ -299,7 +299,7 @@ static void test_near_simt(void **state)
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int branch = 0; branch < NSA_N_BRANCHES; branch++) {
             large x;
-            init(&x, ctx, branch, MEDIUM, shapes[i][0], shapes[i][1], shapes[i][2]);
+            init(&x, ctx, branch, MEDIUM, shapes[i][0], 16, shapes[i][1], shapes[i][2]);
             run(impl_named(branch, "simt")->forward, &x.p);
             grads got = run_backward(&x, impl_named(branch, "sm90")),
                   want = run_backward(&x, impl_named(branch, "simt"));
@@ -310,5 +310,40 @@ static void test_near_simt(void **state)
         }
 }
 
-const test_case test_cases[] = {
-    TEST(test_same_bits), TEST(test_slc_forward_of_neighbours), TEST(test_near_simt), {NULL, NULL, NULL}};
+/* Of slc: rounds of heads, and with the larger group of tokens. */
+static void test_small_groups(void **state)
+{
+    (void)state;
+    const nsa_ctx *ctx = gpu_context();
+    if (!ctx_is_sm90(ctx))
+        return;
+    static const int32_t shapes[][3] = {{4, 1, 128}, {2, 4, 128}}; /* kv heads, group, d */
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        large x;
+        init(&x, ctx, NSA_SLC, LARGE, shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][2]);
+        const size_t n_rows = (size_t)x.tokens * (size_t)x.cfg.n_heads_q, bytes = n_rows * (size_t)x.cfg.d_v * 2;
+        const attn_impl *impl = impl_named(NSA_SLC, "sm90-blocks");
+        require(impl->supports(&x.p));
+        run(impl_named(NSA_SLC, "sm90")->forward, &x.p);
+        char *want = on_device(bytes), *lse = on_device(n_rows * sizeof(float));
+        cuda_ok(cudaMemcpy(want, x.o, bytes, cudaMemcpyDeviceToDevice));
+        for (int n = 0; n < 3; n++) {
+            cuda_ok(cudaMemset(x.o, POISON_BYTE, bytes));
+            run(impl->forward, &x.p);
+            compare("o", x.o, want, bytes, n == 0 ? near : same_bits);
+            if (n > 0)
+                compare("lse", x.lse, lse, n_rows * sizeof(float), same_bits);
+            cuda_ok(cudaMemcpy(want, x.o, bytes, cudaMemcpyDeviceToDevice));
+            cuda_ok(cudaMemcpy(lse, x.lse, n_rows * sizeof(float), cudaMemcpyDeviceToDevice));
+        }
+        cuda_ok(cudaFree(want));
+        cuda_ok(cudaFree(lse));
+        destroy(&x);
+    }
+}
+
+const test_case test_cases[] = {TEST(test_same_bits),
+                                TEST(test_slc_forward_of_neighbours),
+                                TEST(test_near_simt),
+                                TEST(test_small_groups),
+                                {NULL, NULL, NULL}};

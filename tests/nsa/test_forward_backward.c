@@ -1,4 +1,5 @@
 /* nsa_forward and nsa_backward: what holds bit for bit. Their values are checked against NumPy in tests/oracle. */
+#include "ops/gate/gate.h"
 #include "testlib/nsa_case.h"
 
 #include <math.h>
@@ -12,8 +13,13 @@ static const nsa_shape shapes[] = {
     {16, 1, 32, 32, NSA_F16, LAYOUT_THD, false, true, NSA_PHI_GATED_TOKEN, false},
     {5, 1, 16, 16, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_MEAN, false},
     {2, 1, 8, 8, NSA_F64, LAYOUT_THD, true, false, NSA_PHI_MLP, true},
+    /* What kernels for tensor cores take, on a GPU. */
+    {16, 1, 128, 128, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_MEAN, false},
+    {3, 2, 64, 64, NSA_BF16, LAYOUT_THD, true, true, NSA_PHI_MEAN, false},
+    {2, 1, 192, 128, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_MEAN, false},
+    {3, 1, 256, 256, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_MEAN, false},
 };
-enum { N_SHAPES = sizeof shapes / sizeof *shapes, MAX_SEQLEN = 97 };
+enum { N_SHAPES = sizeof shapes / sizeof *shapes, TENSOR_CORES = 6 /* the first of those */, MAX_SEQLEN = 97 };
 
 static void new_case(nsa_case *c, nsa_shape shape)
 {
@@ -34,7 +40,7 @@ static void each_shape(void (*test)(const nsa_ctx *ctx, const nsa_shape *shape))
     const int n_contexts = nsa_contexts(contexts, 2);
     for (int x = 0; x < n_contexts; x++)
         for (int i = 0; i < N_SHAPES; i++) {
-            if (contexts[x].cuda && shapes[i].dtype == NSA_F64)
+            if (contexts[x].cuda ? shapes[i].dtype == NSA_F64 : i >= TENSOR_CORES)
                 continue;
             testlib_reset();
             test_note("%s, shape %d", nsa_ctx_isa(&contexts[x]), i);
@@ -136,6 +142,31 @@ static void same_without_residuals(const nsa_ctx *ctx, const nsa_shape *shape)
     own.slc_idx_given = 1;
     run_forward(ctx, &c, &own);
     assert_same_bits("o with own slc_idx, k_cmp, v_cmp", &again, &c.o);
+}
+
+/* o is the gated sum of the branches as they are kept, be it made by an operation of its own or where win is: also of
+ * what is not finite, and by gates of q's dtype. */
+static void is_gated_sum(const nsa_ctx *ctx, const nsa_shape *shape)
+{
+    static const double values[] = {NAN, INFINITY, -INFINITY};
+    nsa_case c;
+    new_case(&c, *shape);
+    const test_tensor *v = &c.v[NSA_WIN];
+    for (int32_t s = 0; s < c.batch.n_seqs; s++)
+        for (int64_t t = 7; t < tensor_rows(v, s); t += 41)
+            for (int32_t i = 0; i < v->e.d; i++)
+                tensor_set(v, s, t, v->e.n_heads - 1, i, values[i % 3]);
+    for (int narrow = 0; narrow < 2; narrow++) {
+        if (narrow)
+            c.fwd.gate = tensor_copy(&c.gate, shape->dtype).t;
+        run_forward(ctx, &c, &c.fwd);
+        const test_tensor sum = tensor_like(&c.o, shape->dtype);
+        gate_problem g = {.ctx = ctx, .cfg = &c.cfg, .seqs = seqs_of_batch(&c.batch), .gate = c.fwd.gate, .o = sum.t};
+        for (int b = 0; b < NSA_N_BRANCHES; b++)
+            g.o_branch[b] = c.o_branch[b].t;
+        run_op(ctx, gate_choose(&g)->forward, &g, sizeof g);
+        assert_same_bits("o", &c.o, &sum);
+    }
 }
 
 /* Gradients of branches that share an output are the sum of what each gives alone, to one rounding of each term. */
@@ -287,6 +318,12 @@ static void test_residuals(void **state)
     each_shape(same_without_residuals);
 }
 
+static void test_gated_sum(void **state)
+{
+    (void)state;
+    each_shape(is_gated_sum);
+}
+
 static void test_shared_gradients(void **state)
 {
     (void)state;
@@ -315,7 +352,7 @@ static void test_nothing(void **state)
 }
 
 const test_case test_cases[] = {
-    TEST(test_threads),   TEST(test_layouts),          TEST(test_untidy_selection),
-    TEST(test_residuals), TEST(test_shared_gradients), TEST(test_half_is_rounded_once),
-    TEST(test_nothing),   {NULL, NULL, NULL},
+    TEST(test_threads),   TEST(test_layouts),          TEST(test_untidy_selection),     TEST(test_residuals),
+    TEST(test_gated_sum), TEST(test_shared_gradients), TEST(test_half_is_rounded_once), TEST(test_nothing),
+    {NULL, NULL, NULL},
 };

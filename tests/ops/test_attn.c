@@ -11,6 +11,7 @@ static const nsa_config block_sizes[] = {
     {sizeof(nsa_config), 0, 0, 0, 0, 1, 1, 1, 9, 1, 1, INT32_MAX, 0.0},
     {sizeof(nsa_config), 0, 0, 0, 0, 48, 24, 144, 2, 0, 1, 200, 0.0}, /* longer than a tile's block of keys */
     {sizeof(nsa_config), 0, 0, 0, 0, 16, 8, 32, 3, 1, 1, 40, 0.0},
+    {sizeof(nsa_config), 0, 0, 0, 0, 32, 16, 64, 2, 0, 1, 70, 0.0},
 };
 
 typedef struct scenario {
@@ -59,8 +60,17 @@ static const scenario scenarios[] = {
     {3, 150, {5, 1, 192, 128, NSA_BF16, LAYOUT_HTD, LAYOUT_BHSD, LAYOUT_THD, false, 0.0}},
     {1, 150, {16, 1, 192, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, true, 0.0}},
     {3, 150, {2, 1, 256, 256, NSA_BF16, LAYOUT_THD, LAYOUT_HTD, LAYOUT_THD, true, 0.0}},
+    /* Small groups and many blocks, so that the rows that have selected a block are what is gathered. */
+    {5, 420, {1, 2, 128, 128, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
+    {5, 450, {2, 1, 64, 64, NSA_BF16, LAYOUT_HTD, LAYOUT_HTD, LAYOUT_BHSD, true, 0.0}},
+    {6, 710, {4, 1, 128, 128, NSA_BF16, LAYOUT_BSHD, LAYOUT_BHSD, LAYOUT_THD, false, 0.5}},
+    {0, 331, {1, 1, 64, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, LAYOUT_THD, false, 0.0}},
 };
-enum { N_SCENARIOS = sizeof scenarios / sizeof *scenarios, TENSOR_CORES = 22 /* the first of those */ };
+enum {
+    N_SCENARIOS = sizeof scenarios / sizeof *scenarios,
+    TENSOR_CORES = 22, /* the first of those */
+    SMALL_GROUPS = 38
+};
 
 static const nsa_ctx oracle_ctx = {.n_threads = 1, .reference = true};
 
@@ -352,8 +362,18 @@ static void compare_with_clean(const attn_case *c, const scenario *sc, const nsa
 static void test_nan_outside_the_set(void **state)
 {
     rng r = rng_new();
-    const int chosen[] = {
-        0, 1, 5, 9, 11, TENSOR_CORES, TENSOR_CORES + 2, TENSOR_CORES + 3, TENSOR_CORES + 4, TENSOR_CORES + 5};
+    const int chosen[] = {0,
+                          1,
+                          5,
+                          9,
+                          11,
+                          TENSOR_CORES,
+                          TENSOR_CORES + 2,
+                          TENSOR_CORES + 4,
+                          TENSOR_CORES + 5,
+                          SMALL_GROUPS,
+                          SMALL_GROUPS + 1,
+                          SMALL_GROUPS + 3};
     for (size_t i = 0; i < sizeof chosen / sizeof *chosen; i++) {
         const scenario *sc = &scenarios[chosen[i]];
         planted x;

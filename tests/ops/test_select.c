@@ -39,6 +39,8 @@ static const shape shapes[] = {
     {4, 2, 4, 3, 1, 1, 150, 7, 1, 192, NSA_BF16, LAYOUT_THD, LAYOUT_HTD, 4.0},
     {2, 2, 8, 4, 1, 1, 150, 40, 1, 64, NSA_BF16, LAYOUT_BSHD, LAYOUT_THD, 1.0},
     {4, 2, 8, 3, 0, 1, 50, 128, 1, 256, NSA_BF16, LAYOUT_THD, LAYOUT_THD, 2.0},
+    {2, 1, 2, 1, 0, 0, 60, 1, 1, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, 2.0},   /* T_q > T_k and scores all the same */
+    {1, 1, 1, 16, 1, 2, 700, 1, 1, 64, NSA_BF16, LAYOUT_THD, LAYOUT_THD, 2.0}, /* rounds of top-k */
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 

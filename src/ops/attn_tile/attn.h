@@ -26,6 +26,8 @@ typedef struct attn_problem {
     nsa_tensor o, lse;
     bool selects;      /* cmp only: make the selection as well */
     nsa_tensor select; /* out: slc_idx, as of op select */
+    /* win only, may be NULL: make the gated sum of the branches as well; then o may be absent, its data NULL */
+    const struct gate_problem *gates;
 
     /* backward */
     nsa_tensor d_o;
@@ -52,6 +54,7 @@ op_fn attn_simt_forward, attn_simt_backward;
 
 /* On Hopper, of cmp and win: attn_sm90.h. Backward of what has no kernel there is attn_simt_backward's. */
 bool attn_sm90_supports(const attn_problem *p);
+bool attn_sm90_gates(const attn_problem *p); /* whether forward makes the gated sum itself */
 op_fn attn_sm90_forward, attn_sm90_backward;
 
 const attn_impl *attn_choose(const attn_impl *impls, const attn_problem *p);

@@ -1,5 +1,6 @@
 /*
- * The forward pass of cmp and win: attention over an interval of keys, which for win may be all of them.
+ * The forward pass of cmp and win: attention over an interval of keys, which for win may be all of them; and with win,
+ * if it is wanted, the gated sum of the branches.
  *
  *     o[t][h] = sum over lo(t) <= j < hi(t) of softmax(scale q[t][h] . k[j]) v[j]
  *
@@ -10,11 +11,15 @@
  *     warps 0-3     producer: one thread finds tiles and has the copy engine bring q, and K and V into rings of stages
  *     warps 4-11    two warpgroups of consumers, 64 rows each, in registers s, p, o:
  *
- *     gQ, gK -> sQ, sK -> rS -> rP (bf16)     gV -> sV     rP, sV -> rO -> gO
+ *     gQ, gK -> sQ, sK -> rS -> rP (bf16)     gV -> sV     rP, sV -> rO -> sO (bf16) -> gO
  *
  * A consumer starts s of a tile of keys together with p v of the tile before it, and makes p of s while p v runs. The
  * two take turns in starting theirs, so that one's softmax meets the other's products. Tiles have 128 keys or 176,
  * whatever is cheaper: a window of 512 and 8 tokens is three tiles of 176.
+ *
+ * The gated sum needs o_cmp, o_slc and the gates of the tile's rows. They come into registers, which s has left, while
+ * the last product runs. o is rounded first: the sum has the bits that op gate makes of the three, whether o of win is
+ * kept or not.
  *
  * Barriers: q_full, q_empty; k_full, k_empty, v_full, v_empty of each stage; named ones, TURN (+ warpgroup) and
  * CLEANED.
@@ -29,16 +34,28 @@
  * o = 0, lse = -inf.
  *
  * Cost: 2 (d_qk + d_v) operations per (row, key) against 990 TFLOP/s, and at d 128 as long for its exponential.
- * Measured on one H100 (CUDA 13.0, 2026-11-24), 64 query and 4 kv heads, medians of runs back to back, in brackets the
- * fastest, before the clock falls:
+ * Measured on one H200 (CUDA 13.0, 2026-11-28), 64 query and 4 kv heads, medians after 250 ms of the same, when the
+ * clock has fallen; in brackets the fastest before:
  *
- *     d 128, dense 8k    1.76 (1.60) ms    626 (688) TFLOP/s
- *     d 128, cmp 64k     7.42 (7.05) ms    593 (624) TFLOP/s
- *     d 128, win 64k     2.41 (2.14) ms    455 (511) TFLOP/s
- *     d 64 / 192 and 128 / 256, dense 8k    1.42 / 1.96 / 3.22 ms    389 / 703 / 684 TFLOP/s
+ *     d 128, dense 8k            1.83 (1.57) ms    601 (700) TFLOP/s
+ *     d 128, cmp 64k             7.67 (6.6) ms     573 (667) TFLOP/s
+ *     d 128, win 64k             2.26 (1.95) ms    485 (564) TFLOP/s
+ *     and the gated sum          3.32 (2.80) ms; 2.83 (2.60) where o of win is not kept. Op gate alone: 1.15
+ *     d 64 / 192 and 128 / 256, dense 8k, on one H100: 1.42 / 1.96 / 3.22 ms    389 / 703 / 684 TFLOP/s
  *
- * Lost: to start the next tile's s before o is stored (win 5% slower: it waits for K in front of the stores); two
- * stages of q; the next tile drawn ahead of time; q in registers (1% behind tiles of 176 keys).
+ * Since then the first K of a tile is asked for ahead of its q (1% to 3% less before the clock falls; win by itself 1%
+ * more), and a tile's bounds are read once (not timed).
+ *
+ * By the clock of an SM a tile of win takes 17000 cycles, 8400 of them products: s and p v of 176 keys take 1250 to
+ * start, for a warpgroup waits until the last one runs; then softmax 1500 to 2100 (500 instructions; slower while the
+ * other's products run), rounding and turns 500. The end of a tile takes 2000 more, its start 700. Loads are not waited
+ * for. So instructions count: rows' places are looked up, not divided out (ends of tiles took 2800, starts 900), rows
+ * are turned in shared memory, masks look at 32 columns at a time.
+ *
+ * Lost: to start the next tile's s before o is stored (K at hand: win 4% slower, dense 8k 2% faster); o_cmp and o_slc
+ * brought to the second-level cache at a tile's start, and K at hand (2% slower); two stages of q; the next tile drawn
+ * ahead of time; q in registers (1% behind tiles of 176 keys). To leave storing to the producer's idle warps there is
+ * no room: 16 KB more.
  */
 #include "cuda/sm90.cuh"
 #include "ops/attn_tile/attn_sm90.h"
@@ -58,8 +75,14 @@ typedef struct key_range {
     int32_t lo, hi;
 } key_range;
 
+/* Where the first row of a tile lies in the tensors that consumers read or write. */
+typedef struct tile_offsets {
+    int64_t o, lse, gate, o_cmp, o_slc, gated;
+} tile_offsets;
+
 typedef struct tile {
-    place at;           /* of its first row */
+    place at; /* of its first row */
+    tile_offsets from;
     int32_t n_tokens;   /* 0: there are no more tiles */
     int32_t t;          /* position of the first token */
     int32_t n_keys;     /* of the sequence */
@@ -68,10 +91,17 @@ typedef struct tile {
     int64_t index;      /* of attn_fwd_sm90.again */
 } tile;
 
+/* A row of every tile: which of its tokens, and which head of the group. */
+typedef struct tile_row {
+    int16_t token, head;
+} tile_row;
+
 template <int D_QK, int D_V, int KEYS, int STAGES> struct fwd_shared {
     bf16 q[D_QK / BOX_CHANNELS][FWD_ROWS][BOX_CHANNELS];
     bf16 k[STAGES][D_QK / BOX_CHANNELS][KEYS][BOX_CHANNELS];
     bf16 v[STAGES][D_V / BOX_CHANNELS][KEYS][BOX_CHANNELS];
+    bf16 o[CONSUMER_WARPS][16][BOX_CHANNELS]; /* of a warp's rows, on their way out */
+    tile_row rows[FWD_ROWS];
     tile tiles[TILES]; /* by turns: the one whose o is stored, the one whose q is there, the next */
     uint64_t q_full, q_empty, k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
 };
@@ -81,13 +111,12 @@ template <int D_QK, int D_V, int KEYS, int STAGES> struct fwd_shared {
 
 /* ---- Tiles */
 
-static __device__ key_range keys_seen(const attn_fwd_sm90 &p, int64_t t)
+static __device__ key_range keys_seen(const attn_fwd_sm90 &p, int32_t t)
 {
     const nsa_config &c = p.cfg.c;
-    const int64_t lo = p.branch == NSA_WIN ? max64(0, t - c.win_size + 1) : 0;
-    const int64_t hi = p.branch == NSA_WIN ? max64(0, t + 1) : n_cmp_seen(c, t);
-    const key_range x = {(int32_t)lo, (int32_t)hi};
-    return x;
+    if (p.branch == NSA_WIN)
+        return {t < c.win_size ? 0 : t - c.win_size + 1, max(0, t + 1)};
+    return {0, t < c.cmp_block - 1 ? 0 : (int32_t)((uint32_t)(t - c.cmp_block + 1) / (uint32_t)c.cmp_stride) + 1};
 }
 
 /* Number i of a kv head; false if no token has it. Sequence s has the numbers cu[s]/tile_tokens + s and up. */
@@ -112,9 +141,14 @@ static __device__ bool find_tile(const attn_fwd_sm90 &p, int32_t kv_head, int64_
     const seq_range k = seq_k(seqs, lo);
     x->n_keys = (int32_t)(p.branch == NSA_CMP ? n_cmp_seen(p.cfg.c, k.n - 1) : k.n);
     x->t = (int32_t)(x->at.row + k.n - x->at.seq.n);
-    const key_range first = keys_seen(p, x->t), last = keys_seen(p, (int64_t)x->t + x->n_tokens - 1);
+    const key_range first = keys_seen(p, x->t), last = keys_seen(p, x->t + x->n_tokens - 1);
     x->any = {first.lo, last.hi};
     x->all = {last.lo, first.hi};
+    x->from = {
+        offset_at(p.o, x->at, x->at.head),           offset_at(p.lse, x->at, x->at.head),
+        offset_at(p.gates.gate, x->at, x->at.head),  offset_at(p.gates.o_cmp, x->at, x->at.head),
+        offset_at(p.gates.o_slc, x->at, x->at.head), offset_at(p.gates.o, x->at, x->at.head),
+    };
     return true;
 }
 
@@ -137,9 +171,10 @@ static __device__ void next_tile(const attn_fwd_sm90 &p, bool again, const tile 
     x->again = again ? 0 : -1;
 }
 
+/* Where no key is seen one tile is masked whole. */
 template <int KEYS> static __device__ int n_key_tiles(const tile &x)
 {
-    return (max(0, x.any.hi - x.any.lo) + KEYS - 1) / KEYS;
+    return max(1, (x.any.hi - x.any.lo + KEYS - 1) / KEYS);
 }
 
 /* ---- Producer */
@@ -174,20 +209,22 @@ FWD_TEMPLATE static __device__ void produce(const attn_fwd_sm90 &p, bool again, 
     for (uint32_t n = 0;; n++) {
         tile &t = x->tiles[n % TILES];
         next_tile(p, again, &x->tiles[(n + TILES - 1) % TILES], &t);
-        wait_empty<1>(&x->q_empty, n);
         if (t.n_tokens == 0) {
+            wait_empty<1>(&x->q_empty, n); /* or q_full would be two tiles ahead */
             mbar_arrive(&x->q_full);
             return;
         }
-        mbar_arrive_expect(&x->q_full, (uint32_t)(p.tile_tokens * p.cfg.group * D_QK * (int)sizeof(bf16)));
-        copy_tile<D_QK>(x->q, Q_BOX_BYTES, q_map, &x->q_full, t.at.head,
-                        (int)((q_packed ? t.at.seq.start : 0) + t.at.row), q_packed ? 0 : t.at.s);
         const int head = t.at.head / p.cfg.group, n_tiles = n_key_tiles<KEYS>(t);
         const int k_s = k_packed ? 0 : t.at.s, v_s = v_packed ? 0 : t.at.s;
         const int start = (int)seq_k(p.seqs, t.at.s).start / (p.branch == NSA_CMP ? p.cfg.c.cmp_stride : 1);
-        int k_row = (k_packed ? start : 0) + t.any.lo, v_row = (v_packed ? start : 0) + t.any.lo;
+        const int k_row = (k_packed ? start : 0) + t.any.lo, v_row = (v_packed ? start : 0) + t.any.lo;
+        fill_stage<D_QK, KEYS, STAGES>(x->k, x->k_full, x->k_empty, i, k_map, head, k_row, k_s);
+        wait_empty<1>(&x->q_empty, n);
+        mbar_arrive_expect(&x->q_full, (uint32_t)(p.tile_tokens * p.cfg.group * D_QK * (int)sizeof(bf16)));
+        copy_tile<D_QK>(x->q, Q_BOX_BYTES, q_map, &x->q_full, t.at.head,
+                        (int)((q_packed ? t.at.seq.start : 0) + t.at.row), q_packed ? 0 : t.at.s);
         for (int j = 0; j <= n_tiles; j++) { /* in the order of their use */
-            if (j < n_tiles)
+            if (0 < j && j < n_tiles)
                 fill_stage<D_QK, KEYS, STAGES>(x->k, x->k_full, x->k_empty, i + j, k_map, head, k_row + j * KEYS, k_s);
             if (j > 0)
                 fill_stage<D_V, KEYS, STAGES>(x->v, x->v_full, x->v_empty, i + j - 1, v_map, head,
@@ -210,38 +247,51 @@ static __device__ int consumer_index()
     return __shfl_sync(~0U, (int)threadIdx.x / WARPGROUP, 0) - 1;
 }
 
-static __device__ int row_of_thread(int r)
+/* The first of a warp's 16 rows; the two of a thread among them, r 0 and 1. */
+static __device__ int first_row()
 {
-    return (int)(threadIdx.x - WARPGROUP) / WARP * 16 + lane_index() / 4 + 8 * r;
+    return (int)(threadIdx.x - WARPGROUP) / WARP * 16;
 }
 
-static __device__ softmax_rows start_rows(const attn_fwd_sm90 &p, const tile &t)
+static __device__ int row_of_thread(int r)
+{
+    return first_row() + lane_index() / 4 + 8 * r;
+}
+
+static __device__ softmax_rows start_rows(const attn_fwd_sm90 &p, const tile &t, const tile_row *tile_rows)
 {
     softmax_rows x;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        x.keys[r] = keys_seen(p, t.t + row_of_thread(r) / p.cfg.group);
+        x.keys[r] = keys_seen(p, t.t + min(tile_rows[row_of_thread(r)].token, t.n_tokens - 1));
         x.max[r] = -INFINITY;
         x.sum[r] = 0.0F;
     }
     return x;
 }
 
-/* Scores of keys from `first` on that lie before those that a row sees, or behind them: -inf. */
-template <int N> static __device__ void mask_before(float (&s)[N], const softmax_rows &x, int first)
+/* Scores of keys from `first` on that lie before those that a row sees, or behind them: -inf. All rows see the keys of
+ * `all`: of 32 columns within it none is looked at. */
+template <int N> static __device__ void mask_before(float (&s)[N], const softmax_rows &x, int first, key_range all)
 {
 #pragma unroll
-    for (int i = 0; i < N; i++)
-        if (i / 4 * 8 + i % 2 < x.keys[i / 2 % 2].lo - first - lane_index() % 4 * 2)
-            s[i] = -INFINITY;
+    for (int g = 0; g < N; g += 16)
+        if (first + 2 * g < all.lo)
+#pragma unroll
+            for (int i = g; i < g + 16 && i < N; i++)
+                if (i / 4 * 8 + i % 2 < x.keys[i / 2 % 2].lo - first - lane_index() % 4 * 2)
+                    s[i] = -INFINITY;
 }
 
-template <int N> static __device__ void mask_behind(float (&s)[N], const softmax_rows &x, int first)
+template <int N> static __device__ void mask_behind(float (&s)[N], const softmax_rows &x, int first, key_range all)
 {
 #pragma unroll
-    for (int i = 0; i < N; i++)
-        if (i / 4 * 8 + i % 2 >= x.keys[i / 2 % 2].hi - first - lane_index() % 4 * 2)
-            s[i] = -INFINITY;
+    for (int g = 0; g < N; g += 16)
+        if (first + 2 * g + 32 > all.hi)
+#pragma unroll
+            for (int i = g; i < g + 16 && i < N; i++)
+                if (i / 4 * 8 + i % 2 >= x.keys[i / 2 % 2].hi - first - lane_index() % 4 * 2)
+                    s[i] = -INFINITY;
 }
 
 /* s becomes p = exp(s - max); the rows' sums so far count `keep` times. max stays while no s is far above it: then
@@ -302,12 +352,9 @@ FWD_TEMPLATE static __device__ void start_values(float (&o)[D_V / 2], const uint
     wgmma_commit();
 }
 
-/* Zeroes V of stage i, keys `first` and up, where it lies outside the sequence, or outside of what the token that is
- * done again sees. */
-FWD_TEMPLATE static __device__ void clean_values(const attn_fwd_sm90 &p, const tile &t, FWD_SHARED *x, uint32_t i,
-                                                 int first)
+/* Zeroes V of stage i, keys `first` and up, but for those in `keep`. */
+FWD_TEMPLATE static __device__ void clean_values(FWD_SHARED *x, uint32_t i, int first, key_range keep)
 {
-    const key_range keep = t.again < 0 ? (key_range){0, t.n_keys} : keys_seen(p, t.t + t.again);
     if (first >= keep.lo && first + KEYS <= keep.hi)
         return;
     wait_full<STAGES>(x->v_full, i);
@@ -336,26 +383,30 @@ template <int N> static __device__ void round_to(uint32_t (&p)[N / 2], const flo
         p[i] = pack2(s[2 * i], s[2 * i + 1]);
 }
 
-/* o and the sums of softmax over n tiles of keys, which are stages i and up. */
+/* o and the sums of softmax over n tiles of keys, which are stages i and up. The last product is still under
+ * way. */
 FWD_TEMPLATE static __device__ void attend(const attn_fwd_sm90 &p, const tile &t, FWD_SHARED *x, uint32_t i, int n,
                                            softmax_rows *rows, float (&o)[D_V / 2])
 {
     const int group = consumer_index();
     const float scale = p.cfg.scale * 1.44269504F;
+    /* Once for all tiles of keys. Of V is kept what lies in the sequence, or what the token sees that is done again. */
+    const key_range any = t.any, all = t.all,
+                    kept = t.again < 0 ? (key_range){0, t.n_keys} : keys_seen(p, t.t + t.again);
     float s[KEYS / 2], keep[2];
     uint32_t probs[KEYS / 4];
     start_scores<D_QK, D_V, KEYS, STAGES>(s, x, i);
     wgmma_wait<0>();
     pin(s);
     for (int j = 0;; j++) {
-        const int first = t.any.lo + j * KEYS;
+        const int first = any.lo + j * KEYS;
         release(&x->k_empty[(i + j) % STAGES]);
         if (j == n - 1)
             release(&x->q_empty);
-        if (first < t.all.lo)
-            mask_before(s, *rows, first);
-        if (first + KEYS > t.all.hi)
-            mask_behind(s, *rows, first);
+        if (first < all.lo)
+            mask_before(s, *rows, first, all);
+        if (first + KEYS > all.hi)
+            mask_behind(s, *rows, first, all);
         softmax(s, rows, keep, scale);
         if (j > 0) {
             wgmma_wait<0>();
@@ -369,7 +420,7 @@ FWD_TEMPLATE static __device__ void attend(const attn_fwd_sm90 &p, const tile &t
             }
         }
         round_to(probs, s);
-        clean_values<D_QK, D_V, KEYS, STAGES>(p, t, x, i + j, first);
+        clean_values<D_QK, D_V, KEYS, STAGES>(x, i + j, first, kept);
         if (j == n - 1)
             break;
         bar_sync(TURN + group, CONSUMERS * WARPGROUP);
@@ -380,65 +431,166 @@ FWD_TEMPLATE static __device__ void attend(const attn_fwd_sm90 &p, const tile &t
         pin(s);
     }
     start_values<D_QK, D_V, KEYS, STAGES>(o, probs, x, i + n - 1);
-    wgmma_wait<0>();
-    pin(o);
-    release(&x->v_empty[(i + n - 1) % STAGES]);
 }
 
-/* Lane l of four had words [0 .. 3] of column l of a 4x4 matrix: it gets those of row l. */
-static __device__ void transpose4(uint32_t (&w)[4])
+/* ---- The end of a tile. Rows go out by way of shared memory, 64 channels of a warp's 16 rows at a time: a thread has
+ * 8 channels, from 8 (l%8) on, of rows l/8 + 4 i */
+
+/* Of those rows, the gates and the other branches. */
+template <int D_V> struct other_branches {
+    float gate[4][NSA_N_BRANCHES];
+    uint4 cmp[4][D_V / BOX_CHANNELS], slc[4][D_V / BOX_CHANNELS];
+};
+
+static __device__ int64_t offset_of_row(const nsa_tensor &x, tile_row row)
+{
+    return (int64_t)((uint32_t)row.token * (uint64_t)x.stride_token + (uint32_t)row.head * (uint64_t)x.stride_head);
+}
+
+/* The thread's channels of a row of a tensor whose tile starts at `from`. */
+static __device__ uint4 *chunks_at(const nsa_tensor &x, int64_t from, tile_row row)
+{
+    return (uint4 *)((bf16 *)x.data + from + offset_of_row(x, row)) + lane_index() % 8;
+}
+
+static __device__ bool is_stored(const tile &t, tile_row row)
+{
+    return row.token < t.n_tokens && (t.again < 0 || t.again == row.token);
+}
+
+template <int D_V>
+static __device__ void load_others(const attn_fwd_sm90 &p, const tile &t, const tile_row (&rows)[4],
+                                   other_branches<D_V> *x)
 {
 #pragma unroll
-    for (int bit = 1; bit <= 2; bit *= 2) {
-        const bool upper = lane_index() & bit;
+    for (int i = 0; i < 4; i++) {
+        const tile_row row = {(int16_t)min(rows[i].token, t.n_tokens - 1), rows[i].head};
+        const uint4 *cmp = chunks_at(p.gates.o_cmp, t.from.o_cmp, row),
+                    *slc = chunks_at(p.gates.o_slc, t.from.o_slc, row);
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            if ((i & bit) == 0) {
-                const uint32_t other = __shfl_xor_sync(~0U, upper ? w[i] : w[i + bit], bit);
-                w[i] = upper ? other : w[i];
-                w[i + bit] = upper ? w[i + bit] : other;
-            }
+        for (int c = 0; c < D_V / BOX_CHANNELS; c++) {
+            x->cmp[i][c] = __ldcs(cmp + 8 * c);
+            x->slc[i][c] = __ldcs(slc + 8 * c);
+        }
+        const int64_t gate = t.from.gate + offset_of_row(p.gates.gate, row);
+        if (p.gates.gate.dtype == NSA_BF16)
+#pragma unroll
+            for (int b = 0; b < NSA_N_BRANCHES; b++)
+                x->gate[i][b] = __bfloat162float(((const bf16 *)p.gates.gate.data)[gate + b]);
+        else
+#pragma unroll
+            for (int b = 0; b < NSA_N_BRANCHES; b++)
+                x->gate[i][b] = ((const float *)p.gates.gate.data)[gate + b];
     }
 }
 
-/* Rows of o, divided by their sums, 16 bytes at a time, and of lse. */
-template <int D_V>
-static __device__ void store_rows(const attn_fwd_sm90 &p, const tile &t, const softmax_rows &x,
-                                  const float (&o)[D_V / 2])
+static __device__ uint32_t gated(uint32_t cmp, uint32_t slc, uint32_t win, const float (&gate)[NSA_N_BRANCHES])
 {
+    const float2 x = unpack2(cmp), y = unpack2(slc), z = unpack2(win);
+    return pack2(fmaf(gate[NSA_WIN], z.x, fmaf(gate[NSA_SLC], y.x, gate[NSA_CMP] * x.x)),
+                 fmaf(gate[NSA_WIN], z.y, fmaf(gate[NSA_SLC], y.y, gate[NSA_CMP] * x.y)));
+}
+
+/* o divided by the rows' sums, as bf16; lse is stored. */
+template <int D_V>
+static __device__ void normalize(const attn_fwd_sm90 &p, const tile &t, const tile_row (&rows)[2],
+                                 const softmax_rows &x, float (&o)[D_V / 2], uint32_t (&result)[D_V / 4])
+{
+    float sums[2], factor[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const int row = row_of_thread(r), token = row / p.cfg.group, head = row % p.cfg.group;
-        const bool stores = token < t.n_tokens && (t.again < 0 || t.again == token);
-        place at = t.at;
-        at.row += token;
-        at.head += head;
         float sum = x.sum[r];
         sum += __shfl_xor_sync(~0U, sum, 1);
         sum += __shfl_xor_sync(~0U, sum, 2);
-        const bool empty = sum == 0.0F;
-        const float factor = empty ? 0.0F : 1.0F / sum;
-        bf16 *to = (bf16 *)p.o.data + offset_at(p.o, at, at.head) + lane_index() % 4 * 8;
-        float finite = 0.0F; /* NaN if a result is not */
-#pragma unroll
-        for (int i = 0; i < D_V / 32; i++) {
-            uint32_t w[4];
-#pragma unroll
-            for (int c = 0; c < 4; c++) {
-                const float lo = o[4 * (4 * i + c) + 2 * r] * factor, hi = o[4 * (4 * i + c) + 2 * r + 1] * factor;
-                finite = fmaf(lo, 0.0F, fmaf(hi, 0.0F, finite));
-                w[c] = empty ? 0 : pack2(lo, hi);
-            }
-            transpose4(w);
-            if (stores)
-                *(uint4 *)(to + 32 * i) = make_uint4(w[0], w[1], w[2], w[3]);
-        }
-        if (stores && lane_index() % 4 == 0)
-            ((float *)p.lse.data)[offset_at(p.lse, at, at.head)] =
-                empty ? -INFINITY : 0.69314718F * fmaf(x.max[r], p.cfg.scale * 1.44269504F, log2f(sum));
-        if (stores && !empty && finite != 0.0F)
-            p.again[t.index] = 1, p.state->any_again = 1;
+        sums[r] = sum;
+        factor[r] = sum == 0.0F ? 0.0F : reciprocal_fast(sum);
     }
+    const bool second = lane_index() % 2 == 1; /* of four lanes the first stores lse of row 0, the second of row 1 */
+    const tile_row row = second ? rows[1] : rows[0];
+    const float max = second ? x.max[1] : x.max[0], sum = second ? sums[1] : sums[0];
+    if (is_stored(t, row) && lane_index() % 4 < 2)
+        ((float *)p.lse.data)[t.from.lse + offset_of_row(p.lse, row)] =
+            sum == 0.0F ? -INFINITY : 0.69314718F * fmaf(max, p.cfg.scale * 1.44269504F, log2f(sum));
+#pragma unroll
+    for (int i = 0; i < D_V / 2; i++)
+        o[i] *= factor[i / 2 % 2];
+    if (__any_sync(~0U, factor[0] == 0.0F || factor[1] == 0.0F)) { /* 0 also where V is not finite */
+#pragma unroll
+        for (int i = 0; i < D_V / 2; i++)
+            o[i] = factor[i / 2 % 2] == 0.0F ? 0.0F : o[i];
+    }
+    round_to(result, o);
+    __nv_bfloat162 finite[2] = {{0, 0}, {0, 0}}; /* NaN if a result of the row is not */
+    const __nv_bfloat162 zero = {0, 0};
+#pragma unroll
+    for (int i = 0; i < D_V / 4; i++)
+        finite[i % 2] = __hfma2(*(const __nv_bfloat162 *)&result[i], zero, finite[i % 2]);
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+        if (is_stored(t, rows[r]) && !__hbeq2(finite[r], zero))
+            p.again[t.index] = 1, p.state->any_again = 1;
+}
+
+/* Stores o, and the gated sum, from o as it was rounded: the bits of op gate. */
+template <int D_V, bool GATES>
+static __device__ void store_rows(const attn_fwd_sm90 &p, const tile &t, const tile_row (&rows)[4], bf16 *staged,
+                                  const uint32_t (&o)[D_V / 4], const other_branches<D_V> &others)
+{
+    const int lane = lane_index();
+    const uint32_t in = shared_address(staged) + in_box(lane % 16, lane / 16 * 8);
+    const char *out[4];
+    uint4 *to[4], *to_gated[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        out[i] = (const char *)staged + in_box(lane / 8 + 4 * i, lane % 8 * 8);
+        to[i] = chunks_at(p.o, t.from.o, rows[i]);
+        to_gated[i] = chunks_at(p.gates.o, t.from.gated, rows[i]);
+    }
+#pragma unroll
+    for (int c = 0; c < D_V / BOX_CHANNELS; c++) {
+#pragma unroll
+        for (int i = 0; i < BOX_CHANNELS / 16; i++) /* matrices: 8 channels of rows 0-7, of 8-15; the next 8 channels */
+            store_matrices(in ^ i * 32, o + BOX_CHANNELS / 4 * c + 4 * i);
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const uint4 w = *(const uint4 *)out[i];
+            const bool stored = is_stored(t, rows[i]);
+            if (stored && (!GATES || p.o.data != NULL))
+                to[i][8 * c] = w;
+            if (GATES) {
+                const uint4 x = others.cmp[i][c], y = others.slc[i][c];
+                const float(&g)[NSA_N_BRANCHES] = others.gate[i];
+                const uint4 sum = make_uint4(gated(x.x, y.x, w.x, g), gated(x.y, y.y, w.y, g), gated(x.z, y.z, w.z, g),
+                                             gated(x.w, y.w, w.w, g));
+                if (stored)
+                    to_gated[i][8 * c] = sum;
+            }
+        }
+        __syncwarp();
+    }
+}
+
+/* The end of a tile whose last stage is i: the other branches' rows come while the last product runs, when there are
+ * registers for them. */
+template <int D_QK, int D_V, int KEYS, int STAGES, bool GATES>
+static __device__ void finish(const attn_fwd_sm90 &p, const tile t, FWD_SHARED *x, uint32_t i, const softmax_rows &sums,
+                              float (&o)[D_V / 2])
+{
+    const tile_row own[2] = {x->rows[row_of_thread(0)], x->rows[row_of_thread(1)]};
+    tile_row rows[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        rows[j] = x->rows[first_row() + lane_index() / 8 + 4 * j];
+    other_branches<D_V> others;
+    if (GATES)
+        load_others<D_V>(p, t, rows, &others);
+    wgmma_wait<0>();
+    pin(o);
+    release(&x->v_empty[i % STAGES]);
+    uint32_t result[D_V / 4];
+    normalize<D_V>(p, t, own, sums, o, result);
+    store_rows<D_V, GATES>(p, t, rows, x->o[first_row() / 16][0], result, others);
 }
 
 FWD_TEMPLATE static __device__ void consume(const attn_fwd_sm90 &p, FWD_SHARED *x)
@@ -453,17 +605,17 @@ FWD_TEMPLATE static __device__ void consume(const attn_fwd_sm90 &p, FWD_SHARED *
         if (t.n_tokens == 0)
             return;
         const int n_tiles = n_key_tiles<KEYS>(t);
-        softmax_rows rows = start_rows(p, t);
+        softmax_rows rows = start_rows(p, t, x->rows);
         float o[D_V / 2];
 #pragma unroll
         for (int c = 0; c < D_V / 2; c++)
             o[c] = 0.0F;
-        if (n_tiles > 0)
-            attend<D_QK, D_V, KEYS, STAGES>(p, t, x, i, n_tiles, &rows, o);
-        else
-            release(&x->q_empty);
-        store_rows<D_V>(p, t, rows, o);
+        attend<D_QK, D_V, KEYS, STAGES>(p, t, x, i, n_tiles, &rows, o);
         i += n_tiles;
+        if (D_V <= MAX_GATED_D && p.gates.gate.data != NULL)
+            finish<D_QK, D_V, KEYS, STAGES, true>(p, t, x, i - 1, rows, o);
+        else
+            finish<D_QK, D_V, KEYS, STAGES, false>(p, t, x, i - 1, rows, o);
     }
 }
 
@@ -477,6 +629,8 @@ FWD_TEMPLATE static __global__ __launch_bounds__(THREADS, 1) void forward_kernel
     FWD_SHARED *x = (FWD_SHARED *)memory;
     if (again && p.state->any_again == 0)
         return;
+    if (threadIdx.x < FWD_ROWS)
+        x->rows[threadIdx.x] = {(int16_t)(threadIdx.x / p.cfg.group), (int16_t)(threadIdx.x % p.cfg.group)};
     if (threadIdx.x == 0) {
         mbar_init(&x->q_full, 1);
         mbar_init(&x->q_empty, CONSUMER_WARPS);

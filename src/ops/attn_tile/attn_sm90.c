@@ -4,6 +4,7 @@
 #include "cuda/simt_args.h"
 #include "cuda/tensor_map_sm90.h"
 #include "ops/attn_tile/attn.h"
+#include "ops/gate/gate.h"
 
 #include <float.h>
 
@@ -34,6 +35,14 @@ bool attn_sm90_supports(const attn_problem *p)
            tensor_map_supports(&p->o, &o); /* whose rows are written 16 bytes at a time */
 }
 
+bool attn_sm90_gates(const attn_problem *p)
+{
+    const gate_problem *g = p->gates;
+    const map_rows o = q_rows(p, p->cfg->d_v);
+    return g != NULL && p->cfg->d_v <= MAX_GATED_D && tensor_map_supports(&g->o, &o) &&
+           tensor_map_supports(&g->o_branch[NSA_CMP], &o) && tensor_map_supports(&g->o_branch[NSA_SLC], &o);
+}
+
 void attn_sm90_forward(const void *problem, arena *ws)
 {
     const attn_problem *p = problem;
@@ -48,6 +57,9 @@ void attn_sm90_forward(const void *problem, arena *ws)
         .lse = p->lse,
         .tile_tokens = FWD_ROWS / config_group(p->cfg),
     };
+    if (p->gates != NULL)
+        args.gates =
+            (attn_gates){p->gates->gate, p->gates->o_branch[NSA_CMP], p->gates->o_branch[NSA_SLC], p->gates->o};
     args.n_tiles = n_tiles(p->seqs.total_q, p->seqs.n, args.tile_tokens);
     args.state = arena_take(ws, 1, sizeof *args.state);
     args.again = arena_take(ws, i64_mul(args.n_tiles, p->cfg->n_heads_kv), sizeof *args.again);

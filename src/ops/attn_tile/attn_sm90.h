@@ -10,7 +10,10 @@
 
 #include "cuda/simt.h"
 
-enum { FWD_ROWS = 128 /* of a tile of the forward pass: (token, head of the group) */ };
+enum {
+    FWD_ROWS = 128,   /* of a tile of the forward pass: (token, head of the group) */
+    MAX_GATED_D = 128 /* d_v for which there are registers for the other branches' rows */
+};
 
 /* Zeroed before the first launch. */
 typedef struct attn_fwd_state {
@@ -18,11 +21,17 @@ typedef struct attn_fwd_state {
     int32_t any_again;
 } attn_fwd_state;
 
+/* The gated sum of the branches, made where win's o is: gate.data may be NULL. */
+typedef struct attn_gates {
+    nsa_tensor gate, o_cmp, o_slc, o;
+} attn_gates;
+
 typedef struct attn_fwd_sm90 {
     simt_config cfg;
     int32_t branch;
     simt_seqs seqs;
-    nsa_tensor q, k, v, o, lse;
+    nsa_tensor q, k, v, o, lse; /* o.data may be NULL: only the gated sum is wanted */
+    attn_gates gates;
     int32_t tile_tokens;
     int64_t n_tiles; /* of a kv head: numbers of tiles, of which some are not used */
     attn_fwd_state *state;

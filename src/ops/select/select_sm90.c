@@ -53,11 +53,11 @@ void select_sm90(const void *problem, arena *ws)
     while (cfg->cmp_stride << a.slc_shift < cfg->slc_block)
         a.slc_shift++;
     const int64_t tokens = SELECT_COLUMNS >> a.group_shift;
-    a.n_tiles = n_tiles(p->seqs.total_q, p->seqs.n, SELECT_WARPGROUPS * tokens);
+    a.n_tiles = n_tiles(p->seqs.total_q, p->seqs.n, SELECT_HALVES * tokens);
     const int64_t ctas_per_sm = cfg->d_qk <= SELECT_TWO_CTAS_D ? 2 : 1;
     a.n_ctas = min_i64(i64_mul(a.n_tiles, cfg->n_heads_kv), cuda_n_sms(p->ctx->device_index) * ctas_per_sm);
     a.n_slc = n_slc_blocks(cfg, p->seqs.max_k) + KEYS;
-    a.score = arena_take(ws, i64_mul(a.n_ctas * SELECT_WARPGROUPS * tokens * 2, a.n_slc), sizeof(float));
+    a.score = arena_take(ws, i64_mul(a.n_ctas * SELECT_ROW_SETS * SELECT_HALVES * tokens * 2, a.n_slc), sizeof(float));
     if (!arena_launches(ws))
         return;
     const map_rows k = k_rows(p);

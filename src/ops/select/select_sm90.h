@@ -4,8 +4,10 @@
 
 #include "cuda/tensor_map_sm90.h"
 
-/* What a warpgroup has in a tile: columns of scores, a token's heads side by side. */
-enum { SELECT_COLUMNS = 128, SELECT_WARPGROUPS = 2 };
+/* A tile of tokens: halves of so many columns of scores, a token's heads side by side. */
+enum { SELECT_COLUMNS = 128, SELECT_HALVES = 2 };
+
+enum { SELECT_ROW_SETS = 2 }; /* one is written, one is read */
 
 enum { SELECT_TWO_CTAS_D = 128 }; /* up to this d_qk an SM holds two CTAs */
 
@@ -21,7 +23,8 @@ typedef struct select_sm90_args {
     int32_t slc_shift;   /* slc_block = cmp_stride << slc_shift */
     int64_t n_tiles, n_ctas;
     int64_t n_slc; /* blocks of the longest sequence, and those of its last tile of keys */
-    float *score;  /* [n_ctas][warpgroup][token][own, carry][n_slc] */
+    float
+        *score; /* [n_ctas][SELECT_ROW_SETS][token of a tile][n_slc][2]: a pair is what is carried over, and its own */
 } select_sm90_args;
 
 NSA_LAUNCH launch_select_sm90(const select_sm90_args *p, nsa_stream stream);

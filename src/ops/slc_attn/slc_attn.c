@@ -148,6 +148,7 @@ static void backward(const void *problem, arena *ws)
 const attn_impl slc_attn_impls[] = {
     {"tile", tile_supports, forward, backward},
 #ifdef NSA_CUDA
+    {"sm90-blocks", slc_attn_blocks_sm90_supports, slc_attn_fwd_blocks_sm90, slc_attn_bwd_sm90},
     {"sm90", slc_attn_sm90_supports, slc_attn_fwd_sm90, slc_attn_bwd_sm90},
     {"sm90-forward", slc_attn_fwd_sm90_supports, slc_attn_fwd_sm90, attn_simt_backward},
     {"simt", attn_simt_supports, attn_simt_forward, attn_simt_backward},

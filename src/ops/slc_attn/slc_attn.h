@@ -10,7 +10,8 @@
  *
  *     slc_attn_impls      file                     takes
  *     tile                slc_attn.c               f32, bf16, f16
- *     sm90                slc_attn_sm90.h          bf16 on Hopper, d 64, 128, 192/128, blocks of whole 16 keys
+ *     sm90-blocks         slc_attn_sm90.h          small groups, d 64 and 128, blocks of at most 64 keys; else as sm90
+ *     sm90                                         bf16 on Hopper, d 64, 128, 192/128, blocks of whole 16 keys
  *     sm90-forward                                 d 256 too; backward by simt's
  *     simt                attn_tile/attn_simt.cu   f32, bf16, f16 on CUDA
  *     ref                 slc_attn_ref.c           everything; double accumulators
@@ -25,6 +26,8 @@ op_fn slc_attn_ref_forward, slc_attn_ref_backward;
 bool slc_attn_fwd_sm90_supports(const attn_problem *p);
 bool slc_attn_bwd_sm90_supports(const attn_problem *p);
 bool slc_attn_sm90_supports(const attn_problem *p); /* both of them; a problem of forward has no d_o */
-op_fn slc_attn_fwd_sm90, slc_attn_bwd_sm90;
+bool slc_attn_fwd_blocks_sm90_supports(const attn_problem *p);
+bool slc_attn_blocks_sm90_supports(const attn_problem *p); /* and is faster by it */
+op_fn slc_attn_fwd_sm90, slc_attn_fwd_blocks_sm90, slc_attn_bwd_sm90;
 
 #endif

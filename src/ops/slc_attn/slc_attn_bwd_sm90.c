@@ -3,6 +3,7 @@
 #include "cuda/device.h"
 #include "ops/attn_tile/attn_simt_args.h"
 #include "ops/slc_attn/slc_attn.h"
+#include "ops/slc_attn/slc_attn_sm90_args.h"
 
 #include <cuda_runtime_api.h>
 
@@ -24,11 +25,6 @@ static map_rows key_rows(const attn_problem *p, int32_t d)
     return (map_rows){p->seqs.n, p->seqs.max_k, p->seqs.total_k, p->cfg->n_heads_kv, d};
 }
 
-static int64_t n_lists(const attn_problem *p)
-{
-    return i64_mul(p->seqs.total_k / p->cfg->slc_block + p->seqs.n, p->cfg->n_heads_kv);
-}
-
 /* The largest divisor of the group that fits a stage; of whole units if the group is. */
 static int32_t box_heads_of(const nsa_config *cfg)
 {
@@ -40,28 +36,12 @@ static int32_t box_heads_of(const nsa_config *cfg)
     return heads;
 }
 
-static int64_t entries_of(const attn_problem *p)
-{
-    return min_i64(p->cfg->slc_topk, n_slc_blocks(p->cfg, p->seqs.max_k));
-}
-
 static slc_lists take_lists(const attn_problem *p, int64_t round_tokens, arena *ws, int64_t *n_parts)
 {
-    const nsa_config *cfg = p->cfg;
-    slc_lists x = {.n_blocks = p->seqs.total_k / cfg->slc_block + p->seqs.n, .n_lists = n_lists(p)};
-    x.room = i64_mul(i64_mul(round_tokens, entries_of(p)), cfg->n_heads_kv);
-    x.item_tokens = (int32_t)min_i64(MAX_ITEM, max_i64(MIN_ITEM, x.room / PARTS));
-    x.max_items = i64_add(x.n_lists, x.room / x.item_tokens);
-    *n_parts = 2 * (x.room / x.item_tokens); /* the items of a list with several are fewer than twice its full ones */
-    x.tokens = arena_take(ws, x.room, sizeof *x.tokens);
-    x.begin = arena_take(ws, x.n_lists, sizeof *x.begin);
-    x.count = arena_take(ws, x.n_lists, sizeof *x.count);
-    x.segments = arena_take(ws, x.n_lists, SEGMENTS * sizeof *x.segments);
-    x.parts_begin = arena_take(ws, x.n_lists, sizeof *x.parts_begin);
-    x.places = arena_take(ws, i64_mul(i64_mul(round_tokens, cfg->slc_topk), cfg->n_heads_kv), sizeof *x.places);
-    x.n_items = arena_take(ws, 1, sizeof *x.n_items);
-    x.items = arena_take(ws, x.max_items, sizeof *x.items);
-    return x;
+    const int64_t room = slc_lists_room(p, round_tokens);
+    const int64_t item_tokens = min_i64(MAX_ITEM, max_i64(MIN_ITEM, room / PARTS));
+    *n_parts = 2 * (room / item_tokens); /* the items of a list with several are fewer than twice its full ones */
+    return slc_lists_take(p, round_tokens, item_tokens, ws);
 }
 
 static int32_t n_tiles_of_block(const nsa_config *cfg)
@@ -90,12 +70,12 @@ static int64_t ds_bytes(const nsa_config *cfg)
 /* Tokens of a round: as many as dS has room for. */
 static int64_t round_tokens_of(const attn_problem *p)
 {
-    const int64_t per_token = i64_mul(i64_mul(entries_of(p), p->cfg->n_heads_kv), ds_bytes(p->cfg));
+    const int64_t per_token = i64_mul(i64_mul(slc_most_blocks(p), p->cfg->n_heads_kv), ds_bytes(p->cfg));
     const int64_t tokens = ROUND_BYTES / max_i64(1, per_token) / MIN_ROUND * MIN_ROUND;
     return max_i64(1, min_i64(p->seqs.total_q, max_i64(MIN_ROUND, tokens)));
 }
 
-/* Grids have room for 2^31 blocks of threads, and places are int32_t. */
+/* Grids have room for 2^31 blocks of threads. */
 static bool fits_grids(const attn_problem *p)
 {
     arena none = {.base = NULL};
@@ -103,8 +83,8 @@ static bool fits_grids(const attn_problem *p)
     const int64_t tokens = round_tokens_of(p);
     const slc_lists x = take_lists(p, tokens, &none, &n_parts);
     const int64_t tokens_of_dq = i64_mul(i64_add(i64_mul(tokens, units_of(p->cfg)), p->seqs.n + 3), p->cfg->n_heads_kv);
-    return i64_mul(x.max_items, n_tiles_of_block(p->cfg)) <= INT32_MAX && i64_mul(x.n_lists, SEGMENTS) <= INT32_MAX &&
-           tokens_of_dq <= INT32_MAX && x.room <= INT32_MAX && i64_mul(OWNED, p->cfg->slc_block) <= INT32_MAX;
+    return slc_lists_fit(&x, p->cfg) && i64_mul(x.max_items, n_tiles_of_block(p->cfg)) <= INT32_MAX &&
+           tokens_of_dq <= INT32_MAX;
 }
 
 /* Whether a stage of dk and dv has whole tokens, or tokens whole units. */
@@ -169,8 +149,10 @@ static int make_maps(const attn_problem *p, int32_t box_heads, slc_maps *maps)
 
 static void run_round(const slc_backward *x, const slc_maps *maps, arena *ws)
 {
+    /* dk and dv of blocks without tokens are 0: a single round says so. */
+    const slc_listing listing = {x->attn.cfg.c, x->attn.seqs, x->attn.slc_idx, x->round, x->n_rounds == 1, x->lists};
     if (arena_launches(ws))
-        cuda_launched(ws, "lists of slc_attn", launch_slc_lists(x, ws->stream));
+        cuda_launched(ws, "lists of slc_attn", launch_slc_lists(&listing, ws->stream));
     if (arena_launches(ws))
         cuda_launched(ws, "dk and dv of slc_attn", launch_slc_dkdv(x, maps, ws->stream));
     if (arena_launches(ws))

@@ -4,6 +4,7 @@
 
 #include "cuda/sm90.cuh"
 #include "ops/slc_attn/slc_attn_bwd_sm90.h"
+#include "ops/slc_attn/slc_attn_lists_sm90.cuh"
 
 /* Of a gradient. */
 __device__ inline void put(const nsa_tensor &t, int64_t at, float x, bool add)
@@ -40,17 +41,6 @@ template <int N> __device__ inline void put_pairs(const nsa_tensor &t, int64_t a
             put(t, at + 8 * i + 1, x[i].y, add);
         }
     }
-}
-
-/* The rows of a sequence that are of the round: first .. end - 1. */
-typedef struct row_span {
-    int64_t first, end;
-} row_span;
-
-__device__ inline row_span rows_of_round(const slc_round &round, const seq_range &q)
-{
-    const row_span x = {max64(0, round.first - q.start), min64(q.n, round.first + round.n - q.start)};
-    return x;
 }
 
 __device__ inline slc_unit unit_of(int unit_heads)

@@ -15,6 +15,7 @@
 
 #include "cuda/tensor_map_sm90.h"
 #include "ops/attn_tile/attn_simt.h"
+#include "ops/slc_attn/slc_attn_lists_sm90.h"
 
 enum { KEYS = 64 /* of a block that are worked on together: rows of a product */ };
 enum { HEADS = 16 /* of a token that dS is kept of together, where there are so many */ };
@@ -24,40 +25,6 @@ typedef struct slc_values {
     float lse; /* in units of ln 2 */
     float delta, gate, unused;
 } slc_values;
-
-enum {
-    OWNED = 128, /* lists that are made together */
-    SEGMENTS = 8 /* of a list, made side by side */
-};
-
-/* The part of a list that one block of threads does. */
-typedef struct slc_item {
-    int32_t list, first, n; /* tokens first .. first + n - 1 of the list */
-    int32_t part;           /* where in parts its sums go; -1: it is the whole list, and they go to dk and dv */
-} slc_item;
-
-/* A list for each (kv head, selection block), of tokens of the round: list kv_head * n_blocks + number of the block,
- * where blocks are numbered through all sequences as find_tile has it. */
-typedef struct slc_lists {
-    int64_t n_blocks, n_lists;
-    int64_t room;         /* of tokens */
-    int32_t *tokens;      /* rows of their sequence */
-    int64_t *begin;       /* [n_lists] in tokens */
-    int32_t *count;       /* [n_lists] */
-    int32_t *segments;    /* [n_lists][SEGMENTS]: tokens of each; then where it begins in the list */
-    int32_t *parts_begin; /* [n_lists] of those with more than one item */
-    int32_t *places;      /* [kv head][token of the round][entry of slc_idx]: where in tokens it lies */
-
-    int32_t item_tokens; /* of an item at most */
-    int64_t max_items;
-    int32_t *n_items; /* [1] */
-    slc_item *items;  /* [max_items] */
-} slc_lists;
-
-/* Packed rows of the batch. */
-typedef struct slc_round {
-    int64_t first, n;
-} slc_round;
 
 typedef struct slc_backward {
     attn_simt attn;     /* without delta */
@@ -97,7 +64,6 @@ static inline int32_t slc_stage_columns(const nsa_config *c)
 }
 
 NSA_LAUNCH launch_slc_values(const slc_backward *p, nsa_stream stream);
-NSA_LAUNCH launch_slc_lists(const slc_backward *p, nsa_stream stream);
 NSA_LAUNCH launch_slc_dkdv(const slc_backward *p, const slc_maps *maps, nsa_stream stream);
 NSA_LAUNCH launch_slc_dq(const slc_backward *p, const slc_maps *maps, nsa_stream stream);
 NSA_LAUNCH launch_slc_sums(const slc_backward *p, nsa_stream stream); /* of several rounds to dk and dv */

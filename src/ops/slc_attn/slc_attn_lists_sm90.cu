@@ -1,150 +1,246 @@
 /*
- * From tokens and the blocks they have selected to blocks and their tokens, in rising order: what dk and dv walk. Of
- * the tokens of a round.
+ * From tokens and the blocks they have selected to blocks and their tokens, in rising order, of the tokens of a round.
  *
- *     count     how many tokens each block has      a CTA owns 128 blocks of a (sequence, kv head)
- *     plan      where lists begin; items            one CTA: prefix sums
- *     fill      the tokens, and for each entry of   as count
- *               slc_idx its place among them
+ *     count       how many tokens of a segment each block has      a CTA has 1024 blocks of a (sequence, kv head) and
+ *     segments    where in its list each segment begins            a segment of the tokens from the first of them on
+ *     plan        where lists begin; items                         one CTA: prefix sums
+ *     fill        the tokens, and for each entry of slc_idx its    as count
+ *                 place among them
  *
- * An owner goes through all tokens from its first block on, in SEGMENTS parts by as many CTAs, 1024 at a time: a bit
- * for each (block, token) in shared memory, so that the order of slc_idx and repeated entries do not matter; then a
- * warp goes through some blocks, for which its lanes count and write out the tokens of 32 bits each; then once more
- * through the entries, which find their places by counting bits. Integers only: the same lists in every run.
+ * A segment is walked in windows of 1024 tokens. Each warp has some tokens that follow each other, whose entries it
+ * looks at in their order: those of as many tokens at a time as have room in its lanes. How many entries of the warp
+ * came before for the same block is their rank; the sum over the warps before gives the place. Integers only: the same
+ * lists in every run. Of entries of a token for the same block the first counts.
  *
- * Cost: slc_idx is read by each owner of later tokens, T/(128 slc_block)/2 times.
+ * Cost: slc_idx is read by each owner of later tokens, T/(1024 slc_block)/2 times if that is more than once. One H200,
+ * 2026-11-28: 0.11 ms for a kv head of 64k tokens, which fills half of the machine. With 128 blocks for a CTA, that
+ * were marked in a bit for each (block, token), it was 0.27.
  */
-#include "ops/slc_attn/slc_attn_bwd_sm90.cuh"
+#include "ops/slc_attn/slc_attn_lists_sm90.cuh"
 
-enum { WINDOW = WARP * WARP, THREADS = 1024, OF_WARP = OWNED / (THREADS / WARP) };
+enum {
+    THREADS = 512,
+    N_WARPS = THREADS / WARP,
+    WINDOW = 1024,
+    OF_WARP = WINDOW / N_WARPS /* tokens */
+};
 
 /* Rows of a sequence that an owner of blocks from `key` on looks through in one segment. */
 static __device__ row_span segment_rows(const row_span &rows, const seq_range &q, const seq_range &k, int64_t key,
-                                        int segment)
+                                        int segment, int n_segments)
 {
-    const int64_t first = max64(rows.first, key - (k.n - q.n)), n = max64(0, rows.end - first);
-    const int64_t windows = (n + WINDOW - 1) / WINDOW, each = (windows + SEGMENTS - 1) / SEGMENTS * WINDOW;
+    const int64_t first = key == 0 ? rows.first : max64(rows.first, key - (k.n - q.n)); /* others have places, too */
+    const int64_t n = max64(0, rows.end - first);
+    const int64_t windows = (n + WINDOW - 1) / WINDOW, each = (windows + n_segments - 1) / n_segments * WINDOW;
     const row_span x = {first + segment * each, min64(rows.end, first + (segment + 1) * each)};
     return x;
 }
 
-/* Owned blocks in a window; rows of words for each 32 tokens. */
+/* Owned blocks in a window. */
 typedef struct owned_blocks {
-    uint32_t tokens[OWNED][WARP + 1]; /* a bit for each that has selected the block */
-    int32_t first[OWNED][WARP + 1];   /* place of the first of them */
-    int32_t next[OWNED], end[OWNED];  /* where the block's next token goes, and its list ends; of the count: from 0 */
+    uint16_t entries[N_WARPS][OWNED]; /* of each warp; then of the warps before it */
+    int32_t begin[OWNED];             /* where the tokens of the window go in the list */
 } owned_blocks;
 
-/* Of n tokens, the first of which has position t, the entries that are owned blocks: sets their bits in x, or looks up
- * their places there, of which `places` begins with the first token's. */
-template <bool FILL>
-static __device__ void each_entry(const nsa_tensor &slc_idx, const int32_t *idx, int n, int topk, int64_t first_block,
-                                  int64_t slc_block, int64_t t, owned_blocks *x, int32_t *places)
+/* The tokens of a window, and what the CTA owns. */
+typedef struct window {
+    const int32_t *idx; /* of the first token */
+    int64_t stride;     /* of idx, to the next token */
+    int32_t *places;    /* of the first token */
+    int32_t topk, n;
+    int64_t t; /* position of the first token */
+    int64_t slc_block;
+    int32_t first_block; /* owned */
+    int32_t first_row;   /* of the sequence */
+} window;
+
+/* An entry of a lane: block < 0 if it has none. Entries of a token are side by side in lanes. */
+typedef struct entry_of_lane {
+    int32_t token, entry, block;
+    int32_t place;     /* as it stands in places, if asked for */
+    unsigned of_token; /* lanes */
+    bool exists, seen;
+    int32_t owned; /* its number among the owned blocks; or out of their range */
+} entry_of_lane;
+
+/* f(x, first) for the entries of the warp's tokens, by whole warps; first: of the token's, which lanes begin with.
+ * AT_ONCE are under way. */
+template <int AT_ONCE, bool PLACES, typename F> static __device__ void each_entry(const window &w, const F &f)
 {
-    enum { AT_ONCE = 4 };
-    int token = (int)threadIdx.x / topk, entry = (int)threadIdx.x % topk;
-    while (token < n) {
-        int32_t block[AT_ONCE];
-        int at[AT_ONCE], entry_of[AT_ONCE];
+    int lanes = 1; /* of a token */
+    while (lanes < w.topk && lanes < WARP)
+        lanes *= 2;
+    const int lane = lane_index(), together = WARP / lanes, from = (int)threadIdx.x / WARP * OF_WARP;
+    const int end = min(w.n, from + OF_WARP);
+    const unsigned of_token = (lanes == WARP ? ~0U : (1U << lanes) - 1U) << lane / lanes * lanes;
+    for (int token = from; token < end; token += together * AT_ONCE)
+        for (int first = 0; first < w.topk; first += WARP) {
+            int32_t block[AT_ONCE], place[AT_ONCE];
+            const int entry = first + lane % lanes, mine = token + lane / lanes;
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            at[i] = token;
-            entry_of[i] = entry;
-            block[i] = token < n ? __ldg(idx + token * slc_idx.stride_token + entry) : -1;
-            token += THREADS / topk;
-            entry += THREADS % topk;
-            token += entry >= topk;
-            entry -= entry >= topk ? topk : 0;
-        }
+            for (int i = 0; i < AT_ONCE; i++) {
+                const int at = mine + i * together;
+                const bool exists = at < end && entry < w.topk;
+                block[i] = exists ? __ldg(w.idx + at * w.stride + entry) : -1;
+                place[i] = PLACES && exists ? w.places[at * w.topk + entry] : -1;
+            }
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const int64_t owned = block[i] - first_block;
-            if (owned < 0 || owned >= OWNED || block[i] * slc_block > t + at[i])
-                continue;
-            const int word = at[i] / WARP;
-            const uint32_t bit = 1U << at[i] % WARP;
-            if (FILL)
-                places[(int64_t)at[i] * topk + entry_of[i]] =
-                    x->first[owned][word] + __popc(x->tokens[owned][word] & (bit - 1U));
-            else
-                atomicOr(&x->tokens[owned][word], bit);
+            for (int i = 0; i < AT_ONCE; i++) {
+                const int at = mine + i * together;
+                const entry_of_lane x = {
+                    at,
+                    entry,
+                    block[i],
+                    place[i],
+                    of_token,
+                    at < end && entry < w.topk,
+                    block[i] >= 0 && block[i] * w.slc_block <= w.t + at,
+                    block[i] < 0 ? -1 : block[i] - w.first_block,
+                };
+                if (token + i * together < end)
+                    f(x, first);
+            }
         }
-    }
 }
 
-/* Counts the tokens of an owned block, by a warp; writes them out. */
-template <bool FILL> static __device__ void list_tokens(int32_t *tokens, int32_t first_row, int block, owned_blocks *x)
+static __device__ bool is_owned(const entry_of_lane &x)
 {
-    const int lane = lane_index();
-    uint32_t mine = x->tokens[block][lane];
-    int32_t end = __popc(mine);
-    for (int i = 1; i < WARP; i *= 2) {
-        const int32_t before = __shfl_up_sync(~0U, end, i);
-        end += lane >= i ? before : 0;
+    return x.seen && x.owned >= 0 && x.owned < OWNED;
+}
+
+static __device__ int32_t *place_of(const window &w, const entry_of_lane &x)
+{
+    return w.places + x.token * w.topk + x.entry;
+}
+
+/* Counts the entries of each warp and block; FILL: leaves ranks in places, and -1 for entries that are in no list. */
+template <bool FILL> static __device__ void rank_entries(const window &w, owned_blocks *b)
+{
+    uint16_t *mine = b->entries[threadIdx.x / WARP];
+    each_entry<4, false>(w, [&](const entry_of_lane &x, int first) {
+        const unsigned same = __match_any_sync(~0U, x.block), before = (1U << lane_index()) - 1U;
+        bool counts = is_owned(x) && (same & x.of_token & before) == 0;
+        for (int i = 0; i < first; i++)
+            counts &= __ldg(w.idx + x.token * w.stride + i) != x.block;
+        const unsigned peers = __ballot_sync(~0U, counts) & same;
+        const int found = counts ? mine[x.owned] : 0;
+        __syncwarp();
+        if (counts && (peers & before) == 0)
+            mine[x.owned] = (uint16_t)(found + __popc(peers));
+        __syncwarp();
+        if (FILL && counts)
+            *place_of(w, x) = found + __popc(peers & before);
+        else if (FILL && x.exists && (is_owned(x) || (!x.seen && w.first_block == 0)))
+            *place_of(w, x) = -1;
+    });
+}
+
+/* From ranks to places. end: of all lists. */
+static __device__ void fill_list(const window &w, const owned_blocks &b, int32_t *tokens, int64_t end)
+{
+    const uint16_t *before = b.entries[threadIdx.x / WARP];
+    each_entry<4, true>(w, [&](const entry_of_lane &x, int) {
+        if (!is_owned(x) || x.place < 0)
+            return;
+        const int32_t place = b.begin[x.owned] + before[x.owned] + x.place;
+        *place_of(w, x) = place;
+        if (place >= 0 && place < end)
+            tokens[place] = w.first_row + x.token;
+    });
+}
+
+/* Of a block the entries of the warps, to the sums of those before; of all of them. */
+static __device__ int sum_warps(owned_blocks *b, int block)
+{
+    int sum = 0;
+#pragma unroll
+    for (int i = 0; i < N_WARPS; i++) {
+        const int n = b->entries[i][block];
+        b->entries[i][block] = (uint16_t)sum;
+        sum += n;
     }
-    int32_t at = x->next[block] + end - __popc(mine);
-    __syncwarp();
-    if (lane == WARP - 1)
-        x->next[block] += end;
-    if (!FILL)
-        return;
-    x->first[block][lane] = at;
-    for (; mine != 0 && at < x->end[block]; at++, mine &= mine - 1)
-        tokens[at] = first_row + lane * WARP + __ffs((int)mine) - 1;
+    return sum;
 }
 
 template <bool FILL>
-static __global__ __launch_bounds__(THREADS) void lists_kernel(const __grid_constant__ slc_backward p)
+static __global__ __launch_bounds__(THREADS, 2) void lists_kernel(const __grid_constant__ slc_listing p)
 {
-    __shared__ owned_blocks x;
-    const nsa_config &c = p.attn.cfg.c;
-    const nsa_tensor &slc_idx = p.attn.slc_idx;
-    const int64_t n_owners = p.attn.seqs.total_k / ((int64_t)OWNED * c.slc_block) + p.attn.seqs.n;
-    const int segment = (int)(blockIdx.x % SEGMENTS);
-    const int64_t owner = blockIdx.x / SEGMENTS;
+    enum { EACH = OWNED / THREADS };
+    __shared__ __align__(16) owned_blocks x;
+    const nsa_config &c = p.cfg;
+    const int n_segments = p.lists.n_segments;
+    const int64_t n_owners = p.seqs.total_k / ((int64_t)OWNED * c.slc_block) + p.seqs.n;
+    const int segment = (int)(blockIdx.x % n_segments);
+    const int64_t owner = blockIdx.x / n_segments;
     const int32_t kv_head = (int32_t)(owner / n_owners);
     int32_t s;
-    const int64_t key = find_tile(p.attn.seqs.cu_k, p.attn.seqs.n, 1, OWNED * c.slc_block, owner % n_owners, &s);
-    const seq_range q = seq_q(p.attn.seqs, s), k = seq_k(p.attn.seqs, s);
-    if (key < 0 || key >= k.n)
+    const int64_t key = find_tile(p.seqs.cu_k, p.seqs.n, 1, OWNED * c.slc_block, owner % n_owners, &s);
+    const seq_range q = seq_q(p.seqs, s), k = seq_k(p.seqs, s);
+    if (key < 0 || (key >= k.n && key > 0)) /* without keys there are places still */
         return;
 
-    const int lane = lane_index(), warp = (int)threadIdx.x / WARP;
-    const int64_t first_block = key / c.slc_block;
-    const int64_t first_list = kv_head * p.lists.n_blocks + k.start / c.slc_block + s + first_block;
+    const int64_t first_list = kv_head * p.lists.n_blocks + k.start / c.slc_block + s + key / c.slc_block;
     const int n_owned = (int)min64(OWNED, (k.n - key + c.slc_block - 1) / c.slc_block);
-    for (int i = (int)threadIdx.x; i < n_owned; i += THREADS) {
-        const int64_t list = first_list + i, begin = FILL ? p.lists.begin[list] : 0;
-        x.next[i] = FILL ? (int32_t)begin + p.lists.segments[list * SEGMENTS + segment] : 0;
-        x.end[i] = FILL ? (int32_t)begin + p.lists.count[list] : 0;
+    int32_t *segments = p.lists.segments + segment * p.lists.n_lists + first_list;
+    int32_t next[EACH]; /* of the thread's blocks: where the next token goes; of the count: from 0 */
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        const int block = i * THREADS + (int)threadIdx.x;
+        next[i] = FILL && block < n_owned ? (int32_t)p.lists.begin[first_list + block] + segments[block] : 0;
     }
-    for (int i = 0; i < OF_WARP; i++)
-        x.tokens[warp * OF_WARP + i][lane] = 0;
-    const row_span rows = segment_rows(rows_of_round(p.round, q), q, k, key, segment);
+    const row_span rows = segment_rows(rows_of_round(p.round, q), q, k, key, segment, n_segments);
     for (int64_t row = rows.first; row < rows.end; row += WINDOW) {
-        const int32_t *idx = (const int32_t *)slc_idx.data + offset_of(slc_idx, s, q.start, row, kv_head);
-        int32_t *places = p.lists.places + (kv_head * p.round.n + q.start + row - p.round.first) * (int64_t)c.slc_topk;
-        const int here = (int)min64(WINDOW, rows.end - row);
-        const int64_t t = row + k.n - q.n;
+        const window w = {
+            (const int32_t *)p.slc_idx.data + offset_of(p.slc_idx, s, q.start, row, kv_head),
+            p.slc_idx.stride_token,
+            p.lists.places + (kv_head * p.round.n + q.start + row - p.round.first) * (int64_t)c.slc_topk,
+            c.slc_topk,
+            (int32_t)min64(WINDOW, rows.end - row),
+            row + k.n - q.n,
+            c.slc_block,
+            (int32_t)(key / c.slc_block),
+            (int32_t)row,
+        };
+        for (int i = (int)threadIdx.x; i < (int)(sizeof x.entries / sizeof(uint4)); i += THREADS)
+            ((uint4 *)x.entries)[i] = make_uint4(0, 0, 0, 0);
         __syncthreads();
-        each_entry<false>(slc_idx, idx, here, c.slc_topk, first_block, c.slc_block, t, &x, NULL);
+        rank_entries<FILL>(w, &x);
         __syncthreads();
-        for (int i = warp * OF_WARP; i < min(n_owned, (warp + 1) * OF_WARP); i++)
-            list_tokens<FILL>(p.lists.tokens, (int32_t)row, i, &x);
-        if (FILL) {
-            __syncthreads();
-            each_entry<true>(slc_idx, idx, here, c.slc_topk, first_block, c.slc_block, t, &x, places);
-            __syncthreads();
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int block = i * THREADS + (int)threadIdx.x;
+            x.begin[block] = next[i];
+            next[i] += sum_warps(&x, block);
         }
-        for (int i = 0; i < OF_WARP; i++)
-            x.tokens[warp * OF_WARP + i][lane] = 0;
+        __syncthreads();
+        if (FILL)
+            fill_list(w, x, p.lists.tokens, p.lists.room);
+        __syncthreads();
     }
-    __syncthreads();
-    for (int i = (int)threadIdx.x; i < n_owned && !FILL; i += THREADS)
-        p.lists.segments[(first_list + i) * SEGMENTS + segment] = x.next[i];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        const int block = i * THREADS + (int)threadIdx.x;
+        if (!FILL && block < n_owned)
+            segments[block] = next[i];
+    }
 }
 
-/* ---- Where each list begins, and its items */
+/* ---- Where each segment and list begins; items */
+
+static __global__ __launch_bounds__(WARP *WARPS) void segments_kernel(const __grid_constant__ slc_lists p)
+{
+    for (int64_t list = first_element(); list < p.n_lists; list += element_stride()) {
+        int32_t sum = 0;
+#pragma unroll 8
+        for (int i = 0; i < p.n_segments; i++) {
+            int32_t *segment = &p.segments[i * p.n_lists + list];
+            const int32_t n = *segment;
+            *segment = sum;
+            sum += n;
+        }
+        p.count[list] = sum;
+    }
+}
 
 /* The sum of x of the threads before this one; *all: of all threads. */
 static __device__ int64_t sum_before(int64_t x, int64_t *all)
@@ -162,26 +258,19 @@ static __device__ int64_t sum_before(int64_t x, int64_t *all)
     __syncthreads();
     int64_t sum = end - x;
     *all = 0;
-    for (int i = 0; i < THREADS / WARP; i++) {
+    for (int i = 0; i < N_WARPS; i++) {
         sum += i < warp ? warps[i] : 0;
         *all += warps[i];
     }
     return sum;
 }
 
-/* A block without tokens has an item if it is for this round to say that its dk and dv are 0. */
 static __global__ __launch_bounds__(THREADS) void plan_kernel(const __grid_constant__ slc_lists p, int min_items)
 {
     int64_t n_tokens = 0, n_items = 0, n_parts = 0;
     for (int64_t first = 0; first < p.n_lists; first += THREADS) {
         const int64_t list = first + threadIdx.x;
-        int64_t found = 0;
-        for (int i = 0; i < SEGMENTS && list < p.n_lists; i++) {
-            int32_t *segment = &p.segments[list * SEGMENTS + i];
-            const int32_t n = *segment;
-            *segment = (int32_t)found;
-            found += n;
-        }
+        const int64_t found = list < p.n_lists ? p.count[list] : 0;
         int64_t all;
         const int64_t begin = n_tokens + sum_before(found, &all);
         n_tokens += all;
@@ -208,17 +297,19 @@ static __global__ __launch_bounds__(THREADS) void plan_kernel(const __grid_const
         *p.n_items = (int32_t)n_items;
 }
 
-int launch_slc_lists(const slc_backward *p, nsa_stream stream)
+int launch_slc_lists(const slc_listing *p, nsa_stream stream)
 {
-    const nsa_config *c = &p->attn.cfg.c;
-    const int64_t owners = p->attn.seqs.total_k / ((int64_t)OWNED * c->slc_block) + p->attn.seqs.n;
-    const unsigned grid = (unsigned)(owners * c->n_heads_kv * SEGMENTS);
-    const size_t bytes = (size_t)p->lists.n_lists * SEGMENTS * sizeof *p->lists.segments;
-    const cudaError_t error = cudaMemsetAsync(p->lists.segments, 0, bytes, stream);
-    if (error != cudaSuccess || p->lists.n_lists == 0)
+    const nsa_config *c = &p->cfg;
+    const slc_lists *x = &p->lists;
+    const int64_t owners = p->seqs.total_k / ((int64_t)OWNED * c->slc_block) + p->seqs.n;
+    const unsigned grid = (unsigned)(owners * c->n_heads_kv * x->n_segments);
+    const size_t bytes = (size_t)(x->n_lists * x->n_segments) * sizeof *x->segments;
+    const cudaError_t error = cudaMemsetAsync(x->segments, 0, bytes, stream);
+    if (error != cudaSuccess || x->n_lists == 0)
         return error;
     lists_kernel<false><<<grid, THREADS, 0, stream>>>(*p);
-    plan_kernel<<<1, THREADS, 0, stream>>>(p->lists, p->n_rounds == 1);
+    segments_kernel<<<grid_of(x->n_lists, WARP * WARPS), WARP * WARPS, 0, stream>>>(*x);
+    plan_kernel<<<1, THREADS, 0, stream>>>(*x, p->empty_items);
     lists_kernel<true><<<grid, THREADS, 0, stream>>>(*p);
     return cudaGetLastError();
 }

@@ -1,11 +1,17 @@
 /* The host's side of slc_attn on Hopper: which problems it takes, and the launches. */
-#include "ops/slc_attn/slc_attn_sm90.h"
 #include "cuda/device.h"
 #include "cuda/simt_args.h"
 #include "cuda/tensor_map_sm90.h"
 #include "ops/slc_attn/slc_attn.h"
+#include "ops/slc_attn/slc_attn_fwd_blocks_sm90.h"
+#include "ops/slc_attn/slc_attn_sm90_args.h"
 
 #include <float.h>
+
+enum {
+    BLOCKS_GROUP = 4, /* the largest that is faster block-major, for blocks of SLC_FWD_KEYS keys */
+    BLOCKS_TOKENS = 8 /* that have selected a block, on average: fewer do not pay for its list */
+};
 
 static bool has_kernel(int32_t d_qk, int32_t d_v)
 {
@@ -32,10 +38,20 @@ bool slc_attn_sm90_supports(const attn_problem *p)
     return slc_attn_fwd_sm90_supports(p) && (p->d_o.data == NULL || slc_attn_bwd_sm90_supports(p));
 }
 
-void slc_attn_fwd_sm90(const void *problem, arena *ws)
+/* Token-major reads the keys of a block for each token, unless tokens that stand together have selected the same: all
+ * have, where there are few blocks. Block-major reads the rows of a group and moves their partials, whatever else. */
+bool slc_attn_blocks_sm90_supports(const attn_problem *p)
 {
-    const attn_problem *p = problem;
-    const slc_fwd_sm90 args = {
+    const nsa_config *c = p->cfg;
+    const int64_t group = config_group(c), most = n_slc_blocks(c, p->seqs.max_k), all = p->seqs.total_k / c->slc_block;
+    return slc_attn_sm90_supports(p) && slc_attn_fwd_blocks_sm90_supports(p) &&
+           group * SLC_FWD_KEYS <= (int64_t)BLOCKS_GROUP * c->slc_block && 2 * most >= (8 + group) * c->slc_topk &&
+           i64_mul(p->seqs.total_q, c->slc_topk) >= BLOCKS_TOKENS * all;
+}
+
+slc_fwd_sm90 slc_fwd_sm90_of(const attn_problem *p)
+{
+    return (slc_fwd_sm90){
         .cfg = simt_config_of(p->cfg),
         .seqs = simt_seqs_of(&p->seqs),
         .q = p->q,
@@ -45,6 +61,11 @@ void slc_attn_fwd_sm90(const void *problem, arena *ws)
         .o = p->o,
         .lse = p->lse,
     };
+}
+
+void slc_attn_fwd_sm90(const void *problem, arena *ws)
+{
+    const slc_fwd_sm90 args = slc_fwd_sm90_of(problem);
     if (arena_launches(ws))
         cuda_launched(ws, "attention over selected blocks", launch_slc_attn_fwd_sm90(&args, ws->stream));
 }

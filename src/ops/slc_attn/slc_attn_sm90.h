@@ -2,7 +2,7 @@
  * slc_attn on Hopper: bf16, d_qk/d_v of 64, 128, 192/128 or 256, blocks of whole 16 keys, any group. Equations:
  * ops/slc_attn/slc_attn.h.
  *
- *     forward    slc_attn_fwd_sm90.cu
+ *     forward    slc_attn_fwd_sm90.cu, token-major; slc_attn_fwd_blocks_sm90.h, block-major
  *     backward   slc_attn_bwd_sm90.h; not of 256
  */
 #ifndef NSA_OPS_SLC_ATTN_SM90_H
