@@ -298,6 +298,8 @@ static void test_near_simt(void **state)
     static const int32_t shapes[][3] = {{2, 64, 64}, {2, 128, 128}, {2, 192, 128}, {16, 64, 64}, {1, 256, 256}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int branch = 0; branch < NSA_N_BRANCHES; branch++) {
+            if (branch == NSA_SLC && shapes[i][1] == 256) /* has no kernel */
+                continue;
             large x;
             init(&x, ctx, branch, MEDIUM, shapes[i][0], 16, shapes[i][1], shapes[i][2]);
             run(impl_named(branch, "simt")->forward, &x.p);

@@ -4,8 +4,8 @@
  *     max(0, t - win_size + 1) .. t
  *
  * With win_size >= T_k this is dense causal attention. Rows with t < 0 are empty (o = 0, lse = -inf).
- * Equations, shapes of q, o, lse and the gradients: ops/attn_tile/attn.h. Where attn_problem.gates asks for it the gated
- * sum is made as well: by sm90 itself (d_v up to 128), by op gate after the others, with the same bits.
+ * Equations, shapes of q, o, lse and the gradients: ops/attn_tile/attn.h. Where attn_problem.gates asks for it the
+ * gated sum is made as well: by sm90 itself (d_v up to 128), by op gate after the others, with the same bits.
  *
  *     win_attn_impls      file                     takes
  *     tile                win_attn.c               f32, bf16, f16
