@@ -44,7 +44,7 @@
  *     d 64 / 192 and 128 / 256, dense 8k, on one H100: 1.42 / 1.96 / 3.22 ms    389 / 703 / 684 TFLOP/s
  *
  * Since then the first K of a tile is asked for ahead of its q (1% to 3% less before the clock falls; win by itself 1%
- * more), and a tile's bounds are read once (not timed).
+ * more), and a tile's bounds are read once: in `nsa bench` dense 8k takes 1.73 ms, cmp 7.4, win 2.27 (41d92a6).
  *
  * By the clock of an SM a tile of win takes 17000 cycles, 8400 of them products: s and p v of 176 keys take 1250 to
  * start, for a warpgroup waits until the last one runs; then softmax 1500 to 2100 (500 instructions; slower while the

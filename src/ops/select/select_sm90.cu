@@ -32,7 +32,7 @@
  * Numerics: S, p, P and scores in float32; ex2.approx (2 ulp); each score is made by the same chain of operations.
  *
  * Cost at 64k tokens, 64/4 heads, d 128: 2.2 TFLOP and 8.6 G exponentials: 3.0 and 2.4 ms at best, in parallel.
- * Measured on an H200 (2026-11-28, medians): 0.161 ms at 8k, 4.6 to 4.7 at 64k, 18.5 at 128k. Both the tensor cores and
+ * Measured on an H200 (2026-11-28, medians): 0.16 ms at 8k, 4.6 to 5.0 at 64k, 18.6 at 128k. Both the tensor cores and
  * ex2 are busy half of the time. Of the 3660 cycles in which a scorer does 64 keys, it issues ex2 in some 2500, one in
  * 16 to 19, which two warps of a quarter of an SM must share; it waits 410 for products, whose last ones the assembler
  * issues behind most of the exponentials, and 150 for its other warps.

@@ -26,18 +26,17 @@
  * Numbers max is in units of log2. It follows the largest score only when that has grown by 2^8: the same sums, fewer
  *         multiplications. p is rounded to bf16 for the product, not for its sum.
  *
- * H200, 2026-11-28, 64/4 heads, d 128, 16 of blocks of 64: 12.1 ms at 64k where tokens choose at random (the union of
- * a tile is 12.1 blocks a token, 104 GB through L2), 6.8 ms where neighbours share 83 % of their free blocks (3.0
- * TFLOP of wgmma); 1.19 and 0.77 ms at 8k. Where all tokens of a tile select the same it takes 5.3 ms: a warpgroup
- * takes 2 us for an item, most of it in its own chain of scores, softmax and values. These are of two steps on the way
- * here (12.1 and 1.19: warps always alone; the others: jointly); this very state has not been timed. Without warps that
- * make lists and bring items, two blocks of 6 warps on an SM, always alone, it was 12.8, 9.3; 1.33, 1.05.
+ * H200, 2026-11-28 (41d92a6), 64/4 heads, d 128, 16 of blocks of 64: 12.5 ms at 64k where tokens choose at random (the
+ * union of a tile is 12.1 blocks a token, 104 GB through L2), 7.4 ms where neighbours share 85 % of their free blocks
+ * (3.0 TFLOP of wgmma); 1.16 and 0.80 ms at 8k. Without warps that make lists and bring items, two blocks of 6 warps on
+ * an SM, always alone, it was 12.9, 9.3; 1.32, 1.05. Where all tokens of a tile select the same it took 5.3 ms: a
+ * warpgroup takes 2 us for an item, most of it in its own chain of scores, softmax and values.
  *
  * Tried (ms at 64k, random and shared): the last reader fills a slot again, jointly where that pays 14.4, 8.7; that
  * with two warpgroups 15.3, 10.7. Two warpgroups, with warps that bring items, 13.6, 8.2. All alone 12.1, 8.0; all
- * jointly 15.3, 7.2. Each warpgroup of a tile decides for itself whether to multiply as one: 8k at random 1.43, since
- * the others wait. Jointly q does not fit into registers. H100, as it was before: items of 32 keys 15.3, 11.5 instead
- * of 13.8, 9.3; of 16 keys 18.8, 14.1.
+ * jointly 15.3, 7.2, and slots given back as soon as what was read has come 14.8, 6.8 (spills). Each warpgroup of a
+ * tile decides for itself whether to multiply as one: 8k at random 1.43, since the others wait. Jointly q does not fit
+ * into registers. H100, as it was before: items of 32 keys 15.3, 11.5 instead of 13.8, 9.3; of 16 keys 18.8, 14.1.
  */
 #include "ops/slc_attn/slc_attn_fwd_sm90.cuh"
 
