@@ -107,7 +107,8 @@ typedef struct nsa_ctx_options {
 
 /* A new context in *ctx, NULL if it fails. options may be NULL: CPU, all threads. The instruction set is the best of
  * what the CPU and the OS support, less those in the environment variable NSA_DISABLE_CPU, comma-separated (an unknown
- * name is an error). */
+ * name is an error). On Linux and a CPU with AMX the first context asks the OS for its tiles, for the process and for
+ * good: from then on sigaltstack() refuses stacks of less than about 12 KiB. NSA_DISABLE_CPU=amx avoids that. */
 NSA_API nsa_status nsa_ctx_create(nsa_ctx **ctx, const nsa_ctx_options *options);
 
 /* Frees it; no call may use it any more. NULL is fine. */
@@ -485,7 +486,8 @@ NSA_API nsa_status nsa_backward(const nsa_ctx *ctx, const nsa_config *cfg, const
  * the graph is launched. The host does not see lengths, so work and workspace go by the longest that the page tables
  * have room for, pages_per_seq * page_size tokens; and what the CPU finds wrong in lengths, pages and states is not
  * found: a sequence without a sound state, or without room for its new tokens, gets none and has unspecified results;
- * an entry of the page table is taken for the nearest page that there is.
+ * an entry of the page table is taken for the nearest page that there is. That the states of a call are distinct is the
+ * caller's promise there: a kernel may hang or fault where two sequences share one.
  */
 
 /* A pool of pages and what its sequences have in common. */

@@ -26,7 +26,8 @@
  *
  * Roofline: bytes. At 64k tokens and 32 sequences, 64/4 heads, 369 MB, 85 us at 4.35 TB/s. Measured on an H200
  * (2026-11-28, 41d92a6): 143 us there, 158 of 109 at 32k, 333 of 246 at 8k, 535 of 428 at 4k, 34 for one sequence of
- * 64k; with K and V shared by the branches 354 at 8k, 1118 at 2k, 2102 at 1k, of 182, 539 and 1014: those kernels spill.
+ * 64k; with K and V shared by the branches 354 at 8k, 1118 at 2k, 2102 at 1k, of 182, 539 and 1014: those kernels
+ * spill.
  *
  * Tried: cp.async of 16 bytes by all lanes into a ring of each warp and logits in shared memory: 515 us there. A tile
  * of 16 rows took a warp 3 us and more, and a long sequence a cluster of eight CTAs that did not fit two on an SM. One

@@ -16,6 +16,8 @@ static const nsa_shape shapes[] = {
     {2, 2, 192, 128, NSA_BF16, LAYOUT_GAPS, false, false, NSA_PHI_LINEAR, false},
     {5, 1, 5, 7, NSA_F32, LAYOUT_THD, true, false, NSA_PHI_MEAN, false},
     {4, 1, 64, 64, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_MEAN, false}, /* for tensor cores */
+    {4, 1, 64, 64, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_MLP, false},  /* and phi's */
+    {3, 2, 128, 128, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_LINEAR, true},
     {1, 2, 64, 64, NSA_BF16, LAYOUT_THD, false, false, NSA_PHI_MEAN,
      false}, /* the same, block-major if there are many */
 };

@@ -140,7 +140,6 @@ static __global__ __launch_bounds__(THREADS, 1) void walk_256_kernel(const __gri
         registers_up<240>();
         multiply_tiles(p, x);
     } else {
-        registers_down<24>();
         copy_walk(p, maps, x);
     }
 }

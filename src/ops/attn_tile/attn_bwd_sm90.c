@@ -60,9 +60,11 @@ static int64_t div_up(int64_t a, int64_t b)
  * up to the last token: their walks are cut into pieces, a period long, for all SMs to have some. */
 static void divide(attn_bwd_sm90 *x, const attn_problem *p)
 {
-    const int64_t max_k = p->seqs.max_k, n_heads = p->cfg->n_heads_kv;
+    /* max_seqlen_q and max_seqlen_k may say anything above the longest. */
+    const int64_t max_q = min_i64(p->seqs.max_q, p->seqs.total_q), max_k = min_i64(p->seqs.max_k, p->seqs.total_k);
+    const int64_t n_heads = p->cfg->n_heads_kv;
     const int64_t window = p->branch == NSA_WIN ? min_i64(p->cfg->win_size, max_k) : max_k;
-    const int64_t longest = max_i64(1, div_up(p->seqs.max_q, x->tokens));
+    const int64_t longest = max_i64(1, div_up(max_q, x->tokens));
     if (window > max_k / 2) {
         const int64_t work = x->q_tiles * n_heads * (rows_of_keys(p, 1).max / x->keys + 1) / 2;
         const int64_t piece = max_i64(SHORTEST_PIECE, min_i64(work / 2 / SMS, LONGEST_PIECE));

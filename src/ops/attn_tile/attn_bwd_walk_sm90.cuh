@@ -460,6 +460,8 @@ static cudaError_t launch_walks(walk_fn *kernel, int bytes, const attn_bwd_sm90 
     if (error != cudaSuccess)
         return error;
     const int64_t n_pieces = (int64_t)p->k_tiles * p->n_chunks * p->a.cfg.c.n_heads_kv;
+    if (n_pieces > INT32_MAX)
+        return cudaErrorInvalidConfiguration;
     kernel<<<(unsigned)n_pieces, THREADS, bytes, stream>>>(*p, *maps);
     return cudaGetLastError();
 }

@@ -3,7 +3,7 @@
  * ops/attn_tile/attn.h.
  *
  *     forward of cmp and win    attn_fwd_sm90.cu
- *     their backward            attn_bwd_sm90.h; d of 64 and 128, any group
+ *     their backward            attn_bwd_sm90.h; the same d, any group
  */
 #ifndef NSA_OPS_ATTN_SM90_H
 #define NSA_OPS_ATTN_SM90_H

@@ -328,8 +328,14 @@ void compress_dense_sm90_forward(const void *problem, arena *ws)
     run(&p, steps, sizeof steps / sizeof *steps, ws);
 }
 
+/* dy is bf16; nsa_backward's is float32. */
 void compress_dense_sm90_backward(const void *problem, arena *ws)
 {
+    const compress_problem *given = problem;
+    if (given->dy.dtype != NSA_BF16) {
+        compress_simt_backward(problem, ws);
+        return;
+    }
     dense p = take(problem, ws);
     take_backward(&p, ws);
     const bool mlp = is_mlp(&p), has_pe = p.a.phi.pe != NULL;

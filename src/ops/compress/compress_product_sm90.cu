@@ -2,9 +2,10 @@
  * A matrix product on tensor cores with the accuracy of float32, of matrices that lie in memory in odd ways: the rows
  * of blocks of tokens, which overlap and begin anywhere; rows of dz shifted against each other.
  *
- * A float32 is the sum of three bf16, exactly: its planes. Of a product of two such numbers the six products of planes
- * count that are not below 2^-24 of it; bf16 tensors have one plane. The accumulators of tensor cores may round
- * towards zero: after every FOLD steps they are added to a sum that rounds to nearest.
+ * A float32 above 2^-110 is the sum of three bf16, exactly: its planes (of an infinity the others are NaN). Of a
+ * product of two such numbers the six products of planes count that are not below 2^-24 of it; bf16 tensors have one
+ * plane. The accumulators of tensor cores may round towards zero: after every FOLD steps they are added to a sum that
+ * rounds to nearest.
  *
  * A CTA makes tiles of 128 x 128, with k in steps of 64 through a ring of stages: all 256 threads bring rows to shared
  * memory, 16 bytes at a time (each row is looked up: no tensor map knows where they lie), while the two warpgroups'

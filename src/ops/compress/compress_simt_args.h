@@ -7,4 +7,6 @@
 
 compress_simt_args compress_simt_args_of(const compress_problem *p); /* without workspace */
 
+op_fn compress_simt_backward;
+
 #endif

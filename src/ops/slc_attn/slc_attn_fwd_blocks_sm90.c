@@ -7,6 +7,8 @@
 
 static const int64_t ROUND_BYTES = INT64_C(1) << 30; /* of partials; small rounds do not fill the machine */
 
+enum { MOST_HEADS = 65535 }; /* query heads of a round, which are the grid's y */
+
 /* What a round has: kv heads, and tokens of them. All tokens, unless those of one kv head are too many. */
 typedef struct round_size {
     int32_t heads;
@@ -19,7 +21,8 @@ static round_size round_size_of(const attn_problem *p)
     const int64_t token_bytes = max_i64(1, i64_mul(slc_most_blocks(p), config_group(p->cfg) * row_bytes));
     const int64_t tokens = max_i64(1, min_i64(p->seqs.total_q, ROUND_BYTES / token_bytes));
     const int64_t heads = tokens < p->seqs.total_q ? 1 : ROUND_BYTES / i64_mul(tokens, token_bytes);
-    return (round_size){(int32_t)max_i64(1, min_i64(p->cfg->n_heads_kv, heads)), tokens};
+    const int64_t most = min_i64(p->cfg->n_heads_kv, MOST_HEADS / config_group(p->cfg));
+    return (round_size){(int32_t)max_i64(1, min_i64(most, heads)), tokens};
 }
 
 static nsa_tensor from_head(const nsa_tensor *t, int32_t head)
