@@ -526,4 +526,17 @@ __device__ inline float reciprocal_fast(float x)
     return y;
 }
 
+/* Over the four lanes that have a row of an accumulator. */
+__device__ inline float quad_max(float x)
+{
+    x = fmaxf(x, __shfl_xor_sync(~0U, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0U, x, 2));
+}
+
+__device__ inline float quad_sum(float x)
+{
+    x += __shfl_xor_sync(~0U, x, 1);
+    return x + __shfl_xor_sync(~0U, x, 2);
+}
+
 #endif

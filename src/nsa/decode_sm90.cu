@@ -110,9 +110,8 @@ template <int D> static __device__ void soften(const float s[2][4], sums<D> *a, 
     float most[2], e[2][4];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float m = fmaxf(fmaxf(s[0][2 * r], s[0][2 * r + 1]), fmaxf(s[1][2 * r], s[1][2 * r + 1]));
-        m = fmaxf(m, __shfl_xor_sync(~0U, m, 1));
-        most[r] = fmaxf(a->max[r], fmaxf(m, __shfl_xor_sync(~0U, m, 2)));
+        const float m = fmaxf(fmaxf(s[0][2 * r], s[0][2 * r + 1]), fmaxf(s[1][2 * r], s[1][2 * r + 1]));
+        most[r] = fmaxf(a->max[r], quad_max(m));
     }
     if (__any_sync(~0U, most[0] > a->max[0] || most[1] > a->max[1])) {
 #pragma unroll

@@ -32,6 +32,11 @@ enum { D_QK = 192, D_V = 128, KEYS = 128, STAGES = 2, BUFFERS = 1 };
 
 struct tiles_192 : tiles<D_QK, D_V, KEYS, STAGES, BUFFERS> {
     uint64_t ds_empty; /* warps have made their part of dq */
+
+    __device__ void init_own()
+    {
+        mbar_init(&ds_empty, CONSUMERS / WARP);
+    }
 };
 
 /* ---- Products */
@@ -143,27 +148,7 @@ static __device__ void multiply_tiles(const attn_bwd_sm90 &p, tiles_192 &x)
     end(p, w, c);
 }
 
-static __global__ __launch_bounds__(THREADS, 1) void walk_192_kernel(const __grid_constant__ attn_bwd_sm90 p,
-                                                                     const __grid_constant__ attn_bwd_maps maps)
-{
-    extern __shared__ __align__(1024) unsigned char shared[];
-    tiles_192 &x = *(tiles_192 *)shared;
-    if (threadIdx.x == 0) {
-        mbar_init(&x.ds_empty, CONSUMERS / WARP);
-        find_walk(p, x);
-    }
-    __syncthreads();
-    if (!x.found)
-        return;
-    if (threadIdx.x < CONSUMERS) {
-        registers_up<240>();
-        multiply_tiles(p, x);
-    } else {
-        copy_walk(p, maps, x);
-    }
-}
-
 int launch_attn_bwd_192_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream)
 {
-    return launch_walks(walk_192_kernel, sizeof(tiles_192), p, maps, stream);
+    return launch_walks<tiles_192>(p, maps, stream);
 }

@@ -26,6 +26,11 @@ enum { D = 256, KEYS = 64, STAGES = 1, BUFFERS = 1, HALF = ROWS / 2 };
 struct tiles_256 : tiles<D, D, KEYS, STAGES, BUFFERS> {
     __align__(1024) bf16 p[KEYS][64]; /* [key][row] */
     uint64_t ds_empty;                /* warps have made their part of dq */
+
+    __device__ void init_own()
+    {
+        mbar_init(&ds_empty, CONSUMERS / WARP);
+    }
 };
 
 /* ---- Products */
@@ -124,27 +129,7 @@ static __device__ void multiply_tiles(const attn_bwd_sm90 &p, tiles_256 &x)
     end(p, w, c);
 }
 
-static __global__ __launch_bounds__(THREADS, 1) void walk_256_kernel(const __grid_constant__ attn_bwd_sm90 p,
-                                                                     const __grid_constant__ attn_bwd_maps maps)
-{
-    extern __shared__ __align__(1024) unsigned char shared[];
-    tiles_256 &x = *(tiles_256 *)shared;
-    if (threadIdx.x == 0) {
-        mbar_init(&x.ds_empty, CONSUMERS / WARP);
-        find_walk(p, x);
-    }
-    __syncthreads();
-    if (!x.found)
-        return;
-    if (threadIdx.x < CONSUMERS) {
-        registers_up<240>();
-        multiply_tiles(p, x);
-    } else {
-        copy_walk(p, maps, x);
-    }
-}
-
 int launch_attn_bwd_256_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream)
 {
-    return launch_walks(walk_256_kernel, sizeof(tiles_256), p, maps, stream);
+    return launch_walks<tiles_256>(p, maps, stream);
 }

@@ -187,34 +187,10 @@ template <typename TILES> static __device__ void multiply_tiles(const attn_bwd_s
     end(p, w, c);
 }
 
-template <typename TILES>
-static __global__ __launch_bounds__(THREADS, 1) void walk_kernel(const __grid_constant__ attn_bwd_sm90 p,
-                                                                 const __grid_constant__ attn_bwd_maps maps)
-{
-    extern __shared__ __align__(1024) unsigned char shared[];
-    TILES &x = *(TILES *)shared;
-    if (threadIdx.x == 0)
-        find_walk(p, x);
-    __syncthreads();
-    if (!x.found)
-        return;
-    if (threadIdx.x < CONSUMERS) {
-        registers_up<240>();
-        multiply_tiles(p, x);
-    } else {
-        copy_walk(p, maps, x);
-    }
-}
-
 /* ---- Launches: all instantiations */
-
-template <typename TILES>
-static cudaError_t launch(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, cudaStream_t stream)
-{
-    return launch_walks(walk_kernel<TILES>, sizeof(TILES), p, maps, stream);
-}
 
 int launch_attn_bwd_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, nsa_stream stream)
 {
-    return p->a.cfg.c.d_qk == 64 ? launch<tiles_of<64>>(p, maps, stream) : launch<tiles_of<128>>(p, maps, stream);
+    return p->a.cfg.c.d_qk == 64 ? launch_walks<tiles_of<64>>(p, maps, stream)
+                                 : launch_walks<tiles_of<128>>(p, maps, stream);
 }

@@ -42,6 +42,10 @@ template <int D_QK_, int D_V_, int KEYS_, int STAGES_, int BUFFERS_> struct tile
     seers some[2], all;
     bool found;
     uint64_t kv_full, full[STAGES], empty[STAGES], dq_full[BUFFERS], dq_empty[BUFFERS];
+
+    __device__ void init_own() /* barriers that a file adds */
+    {
+    }
 };
 
 /* Where a box of k lies. Of 192 channels one warpgroup makes dq of 0-95, the other of 128-191 and 96-127: of a box and
@@ -434,6 +438,7 @@ template <typename TILES> static __device__ void find_walk(const attn_bwd_sm90 &
         mbar_init(&x.dq_full[i], CONSUMERS / WARP);
         mbar_init(&x.dq_empty[i], 1);
     }
+    x.init_own();
     fence_mbar_init();
     x.found = find_piece<TILES::KEYS>(p, atomicAdd(p.ticket, 1U), &x.walk) && *p.unsound == 0;
 }
@@ -451,18 +456,38 @@ template <typename TILES> static __device__ void copy_walk(const attn_bwd_sm90 &
     }
 }
 
-typedef void walk_fn(attn_bwd_sm90 p, attn_bwd_maps maps);
-
-static cudaError_t launch_walks(walk_fn *kernel, int bytes, const attn_bwd_sm90 *p, const attn_bwd_maps *maps,
-                                cudaStream_t stream)
+/* multiply_tiles: each file's own, by the other warpgroups. */
+template <typename TILES>
+static __global__ __launch_bounds__(THREADS, 1) void walk_kernel(const __grid_constant__ attn_bwd_sm90 p,
+                                                                 const __grid_constant__ attn_bwd_maps maps)
 {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    extern __shared__ __align__(1024) unsigned char shared[];
+    TILES &x = *(TILES *)shared;
+    if (threadIdx.x == 0)
+        find_walk(p, x);
+    __syncthreads();
+    if (!x.found)
+        return;
+    if (threadIdx.x < CONSUMERS) {
+        registers_up<240>();
+        multiply_tiles(p, x);
+    } else {
+        copy_walk(p, maps, x);
+    }
+}
+
+template <typename TILES>
+static cudaError_t launch_walks(const attn_bwd_sm90 *p, const attn_bwd_maps *maps, cudaStream_t stream)
+{
+    const int bytes = sizeof(TILES);
+    const cudaError_t error =
+        cudaFuncSetAttribute(walk_kernel<TILES>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess)
         return error;
     const int64_t n_pieces = (int64_t)p->k_tiles * p->n_chunks * p->a.cfg.c.n_heads_kv;
     if (n_pieces > INT32_MAX)
         return cudaErrorInvalidConfiguration;
-    kernel<<<(unsigned)n_pieces, THREADS, bytes, stream>>>(*p, *maps);
+    walk_kernel<TILES><<<(unsigned)n_pieces, THREADS, bytes, stream>>>(*p, *maps);
     return cudaGetLastError();
 }
 

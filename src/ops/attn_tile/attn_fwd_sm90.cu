@@ -307,9 +307,7 @@ template <int N> static __device__ void softmax(float (&s)[N], softmax_rows *x, 
 #pragma unroll
             for (int c = 0; c < 2; c++)
                 top[c] = fmaxf(top[c], s[4 * i + 2 * r + c]);
-        float max = fmaxf(top[0], top[1]);
-        max = fmaxf(max, __shfl_xor_sync(~0U, max, 1));
-        max = fmaxf(max, __shfl_xor_sync(~0U, max, 2));
+        const float max = quad_max(fmaxf(top[0], top[1]));
         const bool moves = max * scale > fmaf(x->max[r], scale, FAR);
         keep[r] = moves ? exp2_fast((x->max[r] - max) * scale) : 1.0F;
         x->max[r] = moves ? max : x->max[r];
@@ -499,9 +497,7 @@ static __device__ void normalize(const attn_fwd_sm90 &p, const tile &t, const ti
     float sums[2], factor[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float sum = x.sum[r];
-        sum += __shfl_xor_sync(~0U, sum, 1);
-        sum += __shfl_xor_sync(~0U, sum, 2);
+        const float sum = quad_sum(x.sum[r]);
         sums[r] = sum;
         factor[r] = sum == 0.0F ? 0.0F : reciprocal_fast(sum);
     }

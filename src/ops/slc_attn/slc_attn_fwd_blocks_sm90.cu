@@ -146,18 +146,6 @@ template <int D_QK, int D_V> static __device__ void clean(blocks_shared<D_QK, D_
 
 /* ---- ROWS rows */
 
-static __device__ float quad_max(float x)
-{
-    x = fmaxf(x, __shfl_xor_sync(~0U, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0U, x, 2));
-}
-
-static __device__ float quad_sum(float x)
-{
-    x += __shfl_xor_sync(~0U, x, 1);
-    return x + __shfl_xor_sync(~0U, x, 2);
-}
-
 static __device__ void mask_scores(float (&s)[KEYS / 2], const int last[2])
 {
     const int left[2] = {last[0] - lane_index() % 4 * 2, last[1] - lane_index() % 4 * 2};

@@ -120,18 +120,6 @@ static __device__ void multiply_v(fragments<D_V> *x, uint32_t v, const uint32_t 
     }
 }
 
-static __device__ float quad_max(float x)
-{
-    x = fmaxf(x, __shfl_xor_sync(~0U, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0U, x, 2));
-}
-
-static __device__ float quad_sum(float x)
-{
-    x += __shfl_xor_sync(~0U, x, 1);
-    return x + __shfl_xor_sync(~0U, x, 2);
-}
-
 /* Compares with constants: the columns of a lane would take registers. */
 template <int N> static __device__ void mask_scores(float (&s)[N], const int seen[2])
 {
